@@ -1,0 +1,43 @@
+"""taskarith_fast: edit vision transformers by arithmetic on their weights, fast and exactly.
+
+The public names are those of ``__all__``; each is imported when first used, so that ``import taskarith_fast`` costs
+next to nothing and never fails for lack of a compiler, a GPU or Triton.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "load_state_dict": "taskarith_fast.checkpoint",
+    "save_state_dict": "taskarith_fast.checkpoint",
+    "TaskVector": "taskarith_fast.task_vector",
+    "merge": "taskarith_fast.merge",
+    "merge_files": "taskarith_fast.merge",
+    "merge_methods": "taskarith_fast.merge",
+    "load_encoder": "taskarith_fast.models",
+    "zero_shot_head": "taskarith_fast.models",
+    "load_tasks": "taskarith_fast.data",
+    "TaskarithError": "taskarith_fast.errors",
+}
+_MODULES = ("data", "errors", "loops", "models", "native", "ops")
+
+__all__ = ["__version__", *_NAMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"taskarith_fast.{name}")
+    else:
+        raise AttributeError(f"module 'taskarith_fast' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

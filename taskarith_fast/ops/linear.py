@@ -1,0 +1,198 @@
+"""Dense linear layers in exact float32, by the fastest route of the processor.
+
+    y = x W^T + b                                                            # [..., k] -> [..., o]
+
+`torch.nn.functional.linear` hands float32 matrices on the CPU to one BLAS, chosen when torch was built, and on some
+processors (AMD with AVX-512 and an MKL build) that BLAS leaves half of the machine unused. The same product is a 1x1
+convolution over a channels-last image of one row, [1, k, 1, n], which torch hands to oneDNN: views only, no copies,
+float32 accumulation. Which of the two is faster is measured once a process and thread count; the rest of the program
+only ever calls `linear`.
+
+This is a composite function, not a registered operator: autograd, autocast and torch.compile see ordinary torch calls.
+Both routes are deterministic, but they round differently; pin one with `set_linear_route` (or the environment variable
+TASKARITH_LINEAR) where runs of different processes must agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from taskarith_fast.errors import ArgumentError
+
+ROUTES = ("auto", "linear", "conv1x1")
+
+# Below these sizes oneDNN's reordering of the weight costs more than its faster kernel gains (measured on Zen 5).
+_MIN_ROWS = 128
+_MIN_MULTIPLICATIONS = 2**23
+# A near tie goes to torch's own route, so that noise cannot choose.
+_MIN_GAIN = 1.1
+
+_chosen: str | None = None  # None: nothing set by the program, the environment variable decides
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a dense layer, y = x W^T + b, as `torch.nn.functional.linear` does and never slower than it.
+
+    The convolution route is taken for plain, dense float32 CPU tensors of enough work when it was measured to be
+    faster. Everything else is F.linear: other devices and dtypes, autocast, compiled or traced code, torch.func
+    transforms, forward-mode AD, small layers, empty batches, non-contiguous weights.
+
+    Args:
+        x: Input, shape [..., k].
+        weight: Weight, shape [o, k].
+        bias: Bias, shape [o], or None.
+
+    Returns:
+        Output, shape [..., o], dtype and device as F.linear gives.
+
+    Raises:
+        RuntimeError: As F.linear, if the shapes do not fit.
+    """
+    if torch.compiler.is_compiling() or not _fits(x, weight, bias):
+        return F.linear(x, weight, bias)
+    route = requested_linear_route()
+    if route == "auto":
+        route = _auto_route(x.numel() // x.shape[-1], weight)
+    return _conv1x1(x, weight, bias) if route == "conv1x1" else F.linear(x, weight, bias)
+
+
+def set_linear_route(route: str | None) -> None:
+    """Choose the route of `linear` for this process.
+
+    Args:
+        route: "auto" (measure once), "linear" (always F.linear), "conv1x1" (the convolution for every float32 CPU
+            layer, however small), or None to return to the environment variable TASKARITH_LINEAR, "auto" if unset.
+
+    Raises:
+        ArgumentError: If the route has another name.
+    """
+    global _chosen
+    _chosen = None if route is None else _checked(route, "route")
+
+
+@contextmanager
+def linear_route(route: str) -> Iterator[None]:
+    """Choose the route of `linear` inside a with block; arguments and errors as `set_linear_route`."""
+    global _chosen
+    before = _chosen
+    set_linear_route(route)
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def requested_linear_route() -> str:
+    """Return the route asked for: "auto", "linear" or "conv1x1".
+
+    Raises:
+        ArgumentError: If TASKARITH_LINEAR holds another word.
+    """
+    return _chosen or _checked(os.environ.get("TASKARITH_LINEAR") or "auto", "TASKARITH_LINEAR")
+
+
+def resolved_linear_route() -> str:
+    """Return the route large float32 CPU layers take now: "linear" or "conv1x1". Measures (< 50 ms) if need be."""
+    route = requested_linear_route()
+    return measured_linear_route(torch.get_num_threads()) if route == "auto" else route
+
+
+@functools.cache
+def measured_linear_route(threads: int) -> str:
+    """Return the faster route for one thread count, by the forward and backward pass of one [256, 384, 384] layer.
+
+    Args:
+        threads: Number of threads torch uses now; it is the key under which the answer is kept.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return "linear"
+    best = measure_linear_routes()
+    return "conv1x1" if best["conv1x1"] * _MIN_GAIN < best["linear"] else "linear"
+
+
+def measure_linear_routes(rows: int = 256, width: int = 384, repeats: int = 5) -> dict[str, float]:
+    """Time the forward and backward pass of one layer by both routes, interleaved.
+
+    Returns:
+        Seconds of the fastest of `repeats` passes, for "linear" and "conv1x1".
+    """
+    best = {"linear": float("inf"), "conv1x1": float("inf")}
+    # Constant inputs: the global random number generator must not notice that a measurement took place.
+    with torch.inference_mode(False), torch.enable_grad():
+        x, weight = (torch.ones(n, width, device="cpu", dtype=torch.float32) for n in (rows, width))
+        weight.requires_grad_()
+        x.requires_grad_()
+        for repeat in range(repeats + 1):
+            for name, route in (("linear", F.linear), ("conv1x1", _conv1x1)):
+                seconds = _seconds_of_a_pass(route, x, weight)
+                if repeat > 0:  # the first pass builds oneDNN's kernels
+                    best[name] = min(best[name], seconds)
+    return best
+
+
+def _seconds_of_a_pass(route: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> float:
+    start = time.perf_counter()
+    y = route(x, weight)
+    torch.autograd.grad(y, (x, weight), y.detach())
+    return time.perf_counter() - start
+
+
+def _auto_route(rows: int, weight: Tensor) -> str:
+    if rows < _MIN_ROWS or rows * weight.numel() < _MIN_MULTIPLICATIONS or not torch.backends.mkldnn.enabled:
+        return "linear"
+    return measured_linear_route(torch.get_num_threads())
+
+
+def _conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    o, k = weight.shape
+    image = x.reshape(1, 1, -1, k).permute(0, 3, 1, 2)  # [1, k, 1, n], channels last
+    # The dilation acts on an axis of length one, so it changes nothing but torch's choice: with one thread an
+    # undilated 1x1 convolution is sent back to the BLAS that this route avoids.
+    y = F.conv2d(image, weight.view(o, k, 1, 1), bias, dilation=(2, 1))
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], o)
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tell whether the convolution may stand in for F.linear, apart from the question of speed."""
+    return (
+        _is_plain(x)
+        and _is_plain(weight)
+        and (bias is None or (_is_plain(bias) and bias.shape == weight.shape[:1]))
+        and weight.dim() == 2
+        and weight.is_contiguous()
+        and weight.numel() > 0
+        and x.numel() > 0
+        and x.shape[-1:] == weight.shape[1:]
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
+        and not _is_transformed()
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+    )
+
+
+def _is_transformed() -> bool:
+    """Tell whether a torch.func transform or forward-mode AD is active: F.linear is the tested road there."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def _checked(route: str, name: str) -> str:
+    if route not in ROUTES:
+        raise ArgumentError(f"{name} must be one of {', '.join(ROUTES)}, got {route!r}")
+    return route
