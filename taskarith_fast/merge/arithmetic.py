@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
@@ -52,11 +51,7 @@ def task_arithmetic(base: State, finetuned: Sequence[State], *, scale: float | S
 
 def _add(base: State, finetuned: Sequence[State], weights: list[float]) -> dict[str, Tensor]:
     keys = check_compatible(base, finetuned)
-    wide = {k for k in keys if base[k].dtype == torch.float64}
-    narrow = [k for k in keys if k not in wide]
     merged = copied(base, keys)
-    sums = weighted_sum([base[k] for k in narrow], [[model[k] for k in narrow] for model in finetuned], weights)
-    merged.update(zip(narrow, sums, strict=True))
-    for k in wide:
-        merged[k] = sum((w * (m[k] - base[k]) for w, m in zip(weights, finetuned, strict=True)), start=base[k])
+    sums = weighted_sum([base[k] for k in keys], [[model[k] for k in keys] for model in finetuned], weights)
+    merged.update(zip(keys, sums, strict=True))
     return in_order_of(base, merged)

@@ -11,7 +11,7 @@ from taskarith_fast.errors import ArgumentError, CheckpointError
 
 State = Mapping[str, Tensor]
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_compatible(base: State, finetuned: Sequence[State]) -> list[str]:
@@ -88,7 +88,7 @@ def _check_shapes(name: str, tensors: Sequence[Tensor]) -> None:
 
 def _check_floats(name: str, tensors: Sequence[Tensor]) -> None:
     if tensors[0].dtype not in _FLOATS:
-        raise CheckpointError(f"{name}: dtype must be float32, bfloat16, float16 or float64, got {tensors[0].dtype}")
+        raise CheckpointError(f"{name}: dtype must be float32, bfloat16 or float16 to be merged, got {tensors[0].dtype}")
     for t, tensor in enumerate(tensors):
         if tensor.numel() == 0 or torch.isfinite(torch.linalg.vector_norm(tensor.detach(), float("inf"))):
             continue

@@ -1,0 +1,168 @@
+"""State dicts in and out of files: safetensors (one file or sharded) and PyTorch files that hold tensors only.
+
+Reading is lazy: a tensor is read when it is looked up. Writing is atomic: the destination is absent, old, or complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from taskarith_fast.errors import CheckpointError
+
+
+class LazyState(Mapping[str, Tensor]):
+    """Tensors of one or more safetensors files, read when looked up.
+
+    Args:
+        files: Tensor name -> the file that holds it.
+        metadata: The files' metadata, merged.
+    """
+
+    def __init__(self, files: dict[str, Path], metadata: dict[str, str]) -> None:
+        self._files = files
+        self.metadata = metadata
+
+    def __getitem__(self, name: str) -> Tensor:
+        with _opened(self._files[name]) as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def load_state_dict(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    """Open a checkpoint.
+
+    Args:
+        path: A ``.safetensors`` file, a directory with ``*.safetensors`` (sharded, with or without an index), or a
+            PyTorch file (``.pt``, ``.pth``, ``.bin``) that holds a state dict, bare or under "state_dict" or "model".
+
+    Returns:
+        Name -> tensor; lazy for safetensors.
+
+    Raises:
+        CheckpointError: If there is no such file, or it is truncated, of another format, or holds more than tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_directory(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; expected a file or a directory of safetensors")
+    if path.suffix == ".safetensors":
+        names, metadata = _read_header(path)
+        return LazyState({name: path for name in names}, metadata)
+    return _load_torch(path)
+
+
+def save_state_dict(
+    state: Mapping[str, Tensor], path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Write a state dict to one safetensors file, atomically.
+
+    Args:
+        state: Name -> tensor.
+        path: Destination; its directory is made if need be.
+        metadata: Strings stored in the header.
+        overwrite: Replace an existing file.
+
+    Raises:
+        CheckpointError: If the file exists and `overwrite` is off, or the path does not end in ``.safetensors``.
+    """
+    path = Path(path)
+    check_destination(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary, metadata=dict(metadata or {}))
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def check_destination(path: Path, overwrite: bool) -> None:
+    """Refuse a destination that is not a ``.safetensors`` name, or exists while `overwrite` is off."""
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: the output must end in .safetensors")
+    if path.exists() and not overwrite:
+        raise CheckpointError(f"{path}: exists already; pass overwrite (--overwrite) to replace it")
+
+
+def _load_directory(path: Path) -> LazyState:
+    index = path / "model.safetensors.index.json"
+    shards = sorted(path.glob("*.safetensors"))
+    if not shards:
+        raise CheckpointError(f"{path}: expected *.safetensors in the directory, got none")
+    files: dict[str, Path] = {}
+    metadata: dict[str, str] = {}
+    for shard in shards:
+        names, shard_metadata = _read_header(shard)
+        metadata.update(shard_metadata)
+        for name in names:
+            if name in files:
+                raise CheckpointError(f"{path}: {name} is in both {files[name].name} and {shard.name}")
+            files[name] = shard
+    if index.is_file():
+        try:
+            promised = set(json.loads(index.read_text())["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{index}: expected an index with a weight_map, got {error}") from None
+        missing = sorted(promised - files.keys())
+        if missing:
+            raise CheckpointError(f"{path}: the index names {missing[0]} and {len(missing) - 1} more, no shard has it")
+    return LazyState(files, metadata)
+
+
+def _load_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: expected safetensors or a PyTorch file of tensors only, got: {reason}") from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise CheckpointError(f"{path}: expected a state dict, got {type(loaded).__name__}")
+    for name, value in loaded.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: {name} must be a tensor, got {type(value).__name__}")
+    return dict(loaded)
+
+
+def _read_header(path: Path) -> tuple[list[str], dict[str, str]]:
+    with _opened(path) as file:
+        return list(file.keys()), dict(file.metadata() or {})
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,88 @@
+"""The table of merge methods: name, function, defaults, paper. A new method is one row."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.merge.arithmetic import average, task_arithmetic
+from taskarith_fast.merge.cart import cart
+from taskarith_fast.merge.ties import ties
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: a pure function ``(base, finetuned, **parameters) -> state``, and where it comes from."""
+
+    function: Callable[..., dict[str, Tensor]]
+    paper: str
+    needs: str = "weights only"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Keyword parameters and their defaults, read off the function's signature."""
+        signature = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
+
+
+METHODS = {
+    "average": Method(average, "Wortsman et al. 2022, Model soups"),
+    "task_arithmetic": Method(task_arithmetic, "Ilharco et al. 2023, Editing models with task arithmetic"),
+    "ties": Method(ties, "Yadav et al. 2023, TIES-Merging"),
+    "cart": Method(cart, "Choi et al. 2024, Revisiting weight averaging for model merging"),
+}
+
+
+def merge_methods() -> dict[str, dict[str, Any]]:
+    """Every merge method by name.
+
+    Returns:
+        Name -> {"parameters": {name: default}, "paper": str, "needs": what it reads besides the weights}.
+    """
+    return {name: {"parameters": m.parameters, "paper": m.paper, "needs": m.needs} for name, m in METHODS.items()}
+
+
+def find_method(name: str, parameters: Mapping[str, Any]) -> Method:
+    """The row called `name`, once every one of `parameters` is known to it; ArgumentError with a hint otherwise."""
+    if name not in METHODS:
+        raise ArgumentError(f"method must be one of {', '.join(METHODS)}; got {name!r}{_hint(name, METHODS)}")
+    method = METHODS[name]
+    for parameter in parameters:
+        if parameter not in method.parameters:
+            known = ", ".join(method.parameters) or "none"
+            raise ArgumentError(
+                f"method {name!r} has the parameters {known}; got {parameter!r}{_hint(parameter, method.parameters)}"
+            )
+    return method
+
+
+def merge(
+    base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]], method: str = "task_arithmetic", **parameters: Any
+) -> dict[str, Tensor]:
+    """Merge fine-tuned models into one.
+
+    Args:
+        base: The pre-trained model: name -> tensor.
+        finetuned: T models fine-tuned from it, with the same names, shapes and dtypes.
+        method: A name from ``merge_methods()``.
+        **parameters: The method's own parameters; those left out take the defaults of ``merge_methods()``.
+
+    Returns:
+        A new state in the key order of `base`; tensors that are not floating point are copied from it.
+
+    Raises:
+        ArgumentError: If the method, a parameter, or its value is not known or out of its domain.
+        CheckpointError: If the models do not fit together, or hold NaN or Inf.
+    """
+    return find_method(method, parameters).function(base, list(finetuned), **parameters)
+
+
+def _hint(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
