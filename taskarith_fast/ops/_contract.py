@@ -49,7 +49,7 @@ class Op:
     def overload(self, backend: str = "auto") -> Any:
         """The torch operator that runs `backend`; raises BackendError, with the reason, where it is absent."""
         backend = _forced(backend)
-        reason = self.absent(backend)
+        reason = None if torch.compiler.is_compiling() else self.absent(backend)
         if reason:
             raise BackendError(f"backend={backend!r} cannot run {self.name}: {reason}")
         return getattr(getattr(torch.ops, _NAMESPACE[backend]), self.name).default

@@ -28,10 +28,10 @@ def weighted_sum_reference(base: list[Tensor], finetuned: list[Tensor], weights:
     """The formula in float64, tensor by tensor; `finetuned` is task-major [T * L], `weights` [T, L]."""
     out = []
     for i, b in enumerate(base):
-        total = b.double()
+        total = b.double().clone()
         for t in range(weights.shape[0]):
             total = total + weights[t, i] * (finetuned[t * len(base) + i].double() - b.double())
-        out.append(total.to(b.dtype))
+        out.append(total.to(b.dtype).contiguous())
     return out
 
 

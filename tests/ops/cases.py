@@ -1,0 +1,76 @@
+"""The table that tests/ops/test_contract.py runs: for each operator its samples and its float64 truth.
+
+A new operator adds ``case_<op>.py`` with a ``CASE``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """How to test one operator.
+
+    op: The operator as define_op returned it.
+    samples: Name -> function of the dtype that makes the operator's raw arguments, the same ones at each call.
+    truth: The exact result, from the same arguments, in float64: a list of tensors.
+    compare: Called as compare(args, out, eager, truth); the error budget by default.
+    dtypes: Storage types that the operator takes.
+    gradient: Indices of the arguments to differentiate by; empty if the operator has no gradient.
+    """
+
+    op: Any
+    samples: dict[str, Callable[[torch.dtype], tuple[Any, ...]]]
+    truth: Callable[..., list[Tensor]]
+    compare: Callable[..., None] | None = None
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+    gradient: tuple[int, ...] = field(default=())
+
+
+def all_cases() -> list[OpCase]:
+    files = sorted(Path(__file__).parent.glob("case_*.py"))
+    return [importlib.import_module(f"tests.ops.{f.stem}").CASE for f in files]
+
+
+def listed(out: Any) -> list[Tensor]:
+    """An operator's result as a list of tensors."""
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def assert_within_budget(out: list[Tensor], eager: list[Tensor], truth: list[Tensor]) -> None:
+    """|truth - kernel| <= |truth - eager| + one rounding of the output's type, element by element."""
+    assert len(out) == len(truth)
+    for i, (o, e, t) in enumerate(zip(out, eager, truth, strict=True)):
+        assert o.shape == t.shape, f"output {i}: shape {list(o.shape)}, truth {list(t.shape)}"
+        if o.numel() == 0:
+            continue
+        info = torch.finfo(o.dtype)
+        allowed = (t - e.double()).abs() + info.eps * t.abs() + info.smallest_normal * info.eps
+        excess = (t - o.double()).abs() - allowed
+        assert not torch.isnan(o).any(), f"output {i}: NaN"
+        worst = int(excess.argmax())
+        assert excess.max() <= 0, f"output {i}, element {worst}: {o.flatten()[worst]} for {t.flatten()[worst]}"
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def task_lists(
+    shapes: list[tuple[int, ...]], tasks: int, dtype: torch.dtype, seed: int = 0, spread: float = 1e-2
+) -> tuple[list[Tensor], list[Tensor]]:
+    """base [L] and finetuned [T * L], task-major, with small random deltas."""
+    g = generator(seed)
+    base = [torch.randn(s, generator=g) for s in shapes]
+    finetuned = [(b + spread * torch.randn(b.shape, generator=g)).to(dtype) for _ in range(tasks) for b in base]
+    return [b.to(dtype) for b in base], finetuned
