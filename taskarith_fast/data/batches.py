@@ -1,0 +1,94 @@
+"""Batches of normalised images, in an order that depends on seed and epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from taskarith_fast.data.task import Split, at_size
+from taskarith_fast.errors import ArgumentError
+
+
+def batches(
+    split: Split,
+    *,
+    batch_size: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    shuffle: bool = False,
+    seed: int = 0,
+    epoch: int = 0,
+    augment: bool = False,
+    device: str | torch.device = "cpu",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate once over a split.
+
+    Order and augmentation are pure functions of (seed, epoch): the same arguments give the same batches on every run,
+    whatever was drawn elsewhere. The last batch may be smaller.
+
+    Args:
+        split: The images; in-memory splits keep their resized copy for later calls.
+        batch_size: Images per batch, at least 1.
+        image_size: Side S in pixels; the shorter side is scaled to it (bilinear, antialiased), the centre cut out.
+        mean: Per channel, subtracted after scaling pixels to [0, 1].
+        std: Per channel, the divisor after that.
+        shuffle: Permute the images; False keeps the split's order.
+        seed: Seed of order and augmentation, not negative.
+        epoch: Number of the pass, not negative.
+        augment: Shift each image by up to S/14 pixels each way, repeating its edge. No mirroring: digits and letters
+            would change their class.
+        device: Where the batches go; pixels travel as uint8.
+
+    Yields:
+        Images float32 [B, 3, S, S] and labels int64 [B].
+
+    Raises:
+        ArgumentError: If batch_size or image_size is not positive, or mean or std does not have three entries.
+    """
+    if batch_size < 1 or image_size < 1:
+        raise ArgumentError(
+            f"batch_size and image_size must be at least 1, got {batch_size} and {image_size}"
+        )
+    if len(mean) != 3 or len(std) != 3:
+        raise ArgumentError(f"mean and std must have 3 entries, got {len(mean)} and {len(std)}")
+    if seed < 0 or epoch < 0:
+        raise ArgumentError(f"seed and epoch must not be negative, got {seed} and {epoch}")
+    return _iterate(at_size(split, image_size), batch_size, mean, std, shuffle, seed, epoch, augment, device)
+
+
+def _iterate(
+    split: Split,
+    batch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    shuffle: bool,
+    seed: int,
+    epoch: int,
+    augment: bool,
+    device: str | torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+    order = torch.randperm(len(split), generator=generator) if shuffle else torch.arange(len(split))
+    # (x / 255 - mean) / std as one multiply-add
+    scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(3, 1, 1).to(device)
+    shift = -(torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64))
+    shift = shift.float().view(3, 1, 1).to(device)
+    for indices in order.split(batch_size):
+        images, labels = split.get(indices)
+        if augment:
+            images = _random_shift(images, generator)
+        yield images.to(device).float().mul_(scale).add_(shift), labels.to(device)
+
+
+def _random_shift(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image of uint8 [B, 3, S, S] by up to S/14 pixels each way, repeating the edge."""
+    size = images.shape[-1]
+    reach = max(1, size // 14)
+    padded = functional.pad(images.float(), (reach,) * 4, mode="replicate").to(torch.uint8)
+    corners = torch.randint(0, 2 * reach + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack([padded[i, :, y : y + size, x : x + size] for i, (y, x) in enumerate(corners)])

@@ -1,0 +1,69 @@
+"""The seven small tasks that ship with the package (built by tools/build_pack.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from taskarith_fast.data.npz import load_npz
+from taskarith_fast.data.task import SPLITS, Task
+from taskarith_fast.errors import ArgumentError, DataError
+
+PACK_ROOT = Path(__file__).parent / "pack"
+
+
+def load_tasks(names: Iterable[str] | None = None, root: str | Path | None = None) -> dict[str, Task]:
+    """Load tasks of a pack; every file is checked against the sha256 in the pack's manifest.
+
+    Args:
+        names: Tasks to load, in this order; all of them, in the manifest's order, if not given.
+        root: Folder with `manifest.json` and the .npz files; the shipped pack if not given.
+
+    Raises:
+        ArgumentError: If a name is not in the pack.
+        DataError: If a file is missing, changed, or does not hold what the manifest says.
+    """
+    folder = PACK_ROOT if root is None else Path(root)
+    entries = _manifest(folder)
+    chosen = list(entries) if names is None else list(names)
+    for name in chosen:
+        if name not in entries:
+            raise ArgumentError(f"names must be among {', '.join(entries)}, got {name!r}")
+    return {name: _load(name, entries[name], folder) for name in chosen}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; root must be a folder that tools/build_pack.py wrote"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise DataError(f"{path}: not a manifest of tools/build_pack.py; build the pack again") from None
+    return dict(entries)
+
+
+def _load(name: str, entry: dict[str, Any], folder: Path) -> Task:
+    path = folder / entry["file"]
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        raise DataError(f"{path}: no such file, but the manifest lists it; build the pack again") from None
+    if found != entry["sha256"]:
+        raise DataError(
+            f"{path}: sha256 must be {entry['sha256'][:12]}..., got {found[:12]}...; the file has changed"
+        )
+    task = load_npz(path, name=name, licence=entry["licence"], source=entry["source"])
+    if list(task.classes) != entry["classes"]:
+        raise DataError(
+            f"{path}: the manifest lists {len(entry['classes'])} classes, the file {len(task.classes)} others"
+        )
+    counts = {split: len(task.splits[split]) for split in SPLITS}
+    if counts != entry["counts"]:
+        raise DataError(f"{path}: the manifest counts {entry['counts']} images, the file has {counts}")
+    return task
