@@ -2,15 +2,15 @@
 
     y = x W^T + b                                                            # [..., k] -> [..., o]
 
-`torch.nn.functional.linear` hands float32 matrices on the CPU to one BLAS, chosen when torch was built, and on some
-processors (AMD with AVX-512 and an MKL build) that BLAS leaves half of the machine unused. The same product is a 1x1
-convolution over a channels-last image of one row, [1, k, 1, n], which torch hands to oneDNN: views only, no copies,
-float32 accumulation. Which of the two is faster is measured once a process and thread count; the rest of the program
-only ever calls `linear`.
+`torch.nn.functional.linear` hands float32 matrices on the CPU to one BLAS, chosen when torch was built, and
+on some processors (AMD with AVX-512 and an MKL build) that BLAS leaves half of the machine unused. The same
+product is a 1x1 convolution over a channels-last image of one row, [1, k, 1, n], which torch hands to oneDNN:
+views only, no copies, float32 accumulation. Which of the two is faster is measured once a process and thread
+count; the rest of the program only ever calls `linear`.
 
-This is a composite function, not a registered operator: autograd, autocast and torch.compile see ordinary torch calls.
-Both routes are deterministic, but they round differently; pin one with `set_linear_route` (or the environment variable
-TASKARITH_LINEAR) where runs of different processes must agree bit for bit.
+This is a composite function, not a registered operator: autograd, autocast and torch.compile see ordinary
+torch calls. Both routes are deterministic, but they round differently; pin one with `set_linear_route` (or
+the environment variable TASKARITH_LINEAR) where runs of different processes must agree bit for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from taskarith_fast.errors import ArgumentError
 
 ROUTES = ("auto", "linear", "conv1x1")
 
-# Below these sizes oneDNN's reordering of the weight costs more than its faster kernel gains (measured on Zen 5).
+# Below these sizes oneDNN's reordering of the weight costs more than its faster kernel gains (measured on Zen
+# 5).
 _MIN_ROWS = 128
 _MIN_MULTIPLICATIONS = 2**23
 # A near tie goes to torch's own route, so that noise cannot choose.
@@ -42,9 +43,9 @@ _chosen: str | None = None  # None: nothing set by the program, the environment 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a dense layer, y = x W^T + b, as `torch.nn.functional.linear` does and never slower than it.
 
-    The convolution route is taken for plain, dense float32 CPU tensors of enough work when it was measured to be
-    faster. Everything else is F.linear: other devices and dtypes, autocast, compiled or traced code, torch.func
-    transforms, forward-mode AD, small layers, empty batches, non-contiguous weights.
+    The convolution route is taken for plain, dense float32 CPU tensors of enough work when it was measured to
+    be faster. Everything else is F.linear: other devices and dtypes, autocast, compiled or traced code,
+    torch.func transforms, forward-mode AD, small layers, empty batches, non-contiguous weights.
 
     Args:
         x: Input, shape [..., k].
@@ -69,8 +70,9 @@ def set_linear_route(route: str | None) -> None:
     """Choose the route of `linear` for this process.
 
     Args:
-        route: "auto" (measure once), "linear" (always F.linear), "conv1x1" (the convolution for every float32 CPU
-            layer, however small), or None to return to the environment variable TASKARITH_LINEAR, "auto" if unset.
+        route: "auto" (measure once), "linear" (always F.linear), "conv1x1" (the convolution for every float32
+            CPU layer, however small), or None to return to the environment variable TASKARITH_LINEAR, "auto"
+            if unset.
 
     Raises:
         ArgumentError: If the route has another name.
@@ -101,14 +103,15 @@ def requested_linear_route() -> str:
 
 
 def resolved_linear_route() -> str:
-    """Return the route large float32 CPU layers take now: "linear" or "conv1x1". Measures (< 50 ms) if need be."""
+    """Return the route of large float32 CPU layers, "linear" or "conv1x1"; measures (< 50 ms) if need be."""
     route = requested_linear_route()
     return measured_linear_route(torch.get_num_threads()) if route == "auto" else route
 
 
 @functools.cache
 def measured_linear_route(threads: int) -> str:
-    """Return the faster route for one thread count, by the forward and backward pass of one [256, 384, 384] layer.
+    """Return the faster route for one thread count, by the forward and backward pass of one 512 x 384 x 384
+    layer.
 
     Args:
         threads: Number of threads torch uses now; it is the key under which the answer is kept.
@@ -119,23 +122,31 @@ def measured_linear_route(threads: int) -> str:
     return "conv1x1" if best["conv1x1"] * _MIN_GAIN < best["linear"] else "linear"
 
 
-def measure_linear_routes(rows: int = 256, width: int = 384, repeats: int = 5) -> dict[str, float]:
-    """Time the forward and backward pass of one layer by both routes, interleaved.
+def measure_linear_routes(rows: int = 512, width: int = 384, seconds: float = 0.03) -> dict[str, float]:
+    """Time the forward and backward pass of one layer by both routes, interleaved, for about `seconds`.
+
+    Args:
+        rows: Rows of the input.
+        width: Input and output features.
+        seconds: Time to spend; at least three passes of each route are made.
 
     Returns:
-        Seconds of the fastest of `repeats` passes, for "linear" and "conv1x1".
+        Seconds of the fastest pass, for "linear" and "conv1x1".
     """
-    best = {"linear": float("inf"), "conv1x1": float("inf")}
+    routes = {"linear": F.linear, "conv1x1": _conv1x1}
+    best = dict.fromkeys(routes, float("inf"))
     # Constant inputs: the global random number generator must not notice that a measurement took place.
     with torch.inference_mode(False), torch.enable_grad():
-        x, weight = (torch.ones(n, width, device="cpu", dtype=torch.float32) for n in (rows, width))
-        weight.requires_grad_()
-        x.requires_grad_()
-        for repeat in range(repeats + 1):
-            for name, route in (("linear", F.linear), ("conv1x1", _conv1x1)):
-                seconds = _seconds_of_a_pass(route, x, weight)
-                if repeat > 0:  # the first pass builds oneDNN's kernels
-                    best[name] = min(best[name], seconds)
+        x, weight = (torch.ones(n, width, device="cpu").float().requires_grad_() for n in (rows, width))
+        for route in routes.values():  # builds oneDNN's kernels
+            _seconds_of_a_pass(route, x, weight)
+        deadline = time.perf_counter() + seconds
+        rounds = 0
+        while rounds < 3 or time.perf_counter() < deadline:
+            best = {
+                name: min(best[name], _seconds_of_a_pass(route, x, weight)) for name, route in routes.items()
+            }
+            rounds += 1
     return best
 
 
