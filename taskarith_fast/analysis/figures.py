@@ -1,0 +1,217 @@
+"""The figures of a merging study, drawn from its results document alone; each returns a matplotlib Figure.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; methods also differ by marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from taskarith_fast.analysis.results import Results, Row
+
+INK, MUTED, GRID = "#1b1b1b", "#666666", "#dddddd"
+COLOURS = {
+    "average": "#56b4e9",
+    "task_arithmetic": "#d98500",
+    "ties": "#009e73",
+    "cart": "#0072b2",
+}
+MARKERS = {"average": "s", "task_arithmetic": "o", "ties": "^", "cart": "D"}
+_SEQUENCE = ("#b9d6ea", "#8bbbdd", "#5a9ccb", "#2f7ab5", "#135a97", "#083a6b")
+
+_STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#999999",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+
+@rc_context(_STYLE)
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG of 200 dots an inch on white."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@rc_context(_STYLE)
+def accuracy_figure(results: Results, recipe: str) -> Figure:
+    """Mean test accuracy of every row of one recipe: a dot with its standard error, merged models in colour."""
+    rows = [row for row in results.rows if row.recipe in ("", recipe)]
+    figure, axes = _axes(height=0.9 + 0.34 * len(rows))
+    for place, row in enumerate(rows):
+        _accuracy_dot(axes, place, row)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    low = min(row.mean.value - row.mean.stderr for row in rows)
+    high = max(row.mean.value + row.mean.stderr for row in rows)
+    pad = 0.12 * (high - low) + 0.002
+    axes.set_xlim(100 * (low - pad), 100 * (high + 2.2 * pad))
+    axes.set_xlabel("Test accuracy, mean over tasks (%), ± one standard error")
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+@rc_context(_STYLE)
+def lambda_figure(results: Results, recipe: str) -> Figure:
+    """Validation score against the scale, one line a method; the chosen scales are marked."""
+    figure, axes = _axes()
+    for curve in (c for c in results.curves.scale if c.recipe == recipe):
+        score, error = 100 * np.array(curve.val_normalized), 100 * np.array(curve.val_stderr)
+        colour, marker = COLOURS.get(curve.method, INK), MARKERS.get(curve.method, "o")
+        axes.fill_between(curve.scale, score - error, score + error, color=colour, alpha=0.14, linewidth=0)
+        axes.plot(curve.scale, score, color=colour, marker=marker, markersize=3.5, label=curve.label)
+        at = np.interp(curve.chosen, curve.scale, score)
+        axes.plot(curve.chosen, at, linestyle="none", marker=marker, markersize=10, markerfacecolor="white",
+                  markeredgecolor=colour, markeredgewidth=2.2, zorder=5)  # fmt: skip
+    axes.plot([], [], linestyle="none", marker="o", markersize=9, markerfacecolor="white", markeredgecolor=MUTED,
+              markeredgewidth=2, label="chosen on validation")  # fmt: skip
+    axes.set_xlabel("Scale λ (0 is the pre-trained encoder with its linear probes)")
+    axes.set_ylabel("Validation accuracy (% of the\nfine-tuned encoders'), mean over tasks")
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.margins(x=0.02)
+    axes.legend(loc="best")
+    return figure
+
+
+@rc_context(_STYLE)
+def cosine_figure(results: Results, recipe: str) -> Figure:
+    """Cosines between the task vectors; the diagonal is 1 by definition and left grey."""
+    cosine = next(c for c in results.cosine if c.recipe == recipe)
+    matrix, tasks = np.array(cosine.matrix), len(cosine.names)
+    hidden = np.where(np.eye(tasks, dtype=bool), np.nan, matrix)
+    bound = max(float(np.nanmax(np.abs(hidden), initial=0.0)), 1e-3) if tasks > 1 else 1.0
+    signed = tasks > 1 and float(np.nanmin(hidden)) < -0.1 * bound
+    colours = "PuOr" if signed else "Blues"
+    side = 1.9 + 0.55 * tasks
+    figure, axes = _axes(width=side + 0.9, height=side)
+    axes.set_facecolor("#ececec")
+    image = axes.imshow(hidden, cmap=colours, vmin=-bound if signed else 0.0, vmax=bound)
+    for i in range(tasks):
+        for j in range(tasks):
+            strong = i != j and abs(matrix[i, j]) > 0.62 * bound
+            axes.text(j, i, "1" if i == j else f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=8.5,
+                      color="white" if strong else (MUTED if i == j else INK))  # fmt: skip
+    axes.set_xticks(range(tasks), cosine.names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(tasks), cosine.names)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.03)
+    bar.set_label("Cosine between task vectors")
+    bar.outline.set_visible(False)
+    return figure
+
+
+@rc_context(_STYLE)
+def rank_figure(results: Results, recipe: str) -> Figure:
+    """CART against the rank it keeps: validation score for every scale, and test accuracy at the chosen scale."""
+    curve = next(c for c in results.curves.cart_rank if c.recipe == recipe)
+    figure, (left, right) = _axes(columns=2, width=8.2, height=3.5)
+    percent = 100 * np.array(curve.rank_ratio)
+    scores = 100 * np.array(curve.val_normalized)  # [R, S]
+    for s, scale in enumerate(curve.scale):
+        colour = _SEQUENCE[round(s * (len(_SEQUENCE) - 1) / max(len(curve.scale) - 1, 1))]
+        left.plot(percent, scores[:, s], color=colour, marker="o", markersize=3.5, label=f"{scale:g}")
+    for ratio, scale in zip(curve.chosen_rank_ratio, curve.chosen_scale, strict=True):
+        best = scores[curve.rank_ratio.index(ratio), curve.scale.index(scale)]
+        left.plot(100 * ratio, best, marker="D", markersize=9, markerfacecolor="white",
+                  markeredgecolor="#d55e00", markeredgewidth=2.2, zorder=5)  # fmt: skip
+    left.set_ylabel("Validation accuracy (% of the\nfine-tuned encoders'), mean over tasks")
+    left.legend(title="Scale", ncols=2, fontsize=8.5, title_fontsize=9, loc="lower left")
+    test, error = 100 * np.array(curve.test_mean), 100 * np.array(curve.test_stderr)
+    right.errorbar(percent, test, yerr=error, color=COLOURS["cart"], marker="D", markersize=5, capsize=3,
+                   elinewidth=1.2, label="CART, chosen scale")  # fmt: skip
+    _reference_lines(right, results, recipe)
+    right.set_ylabel("Test accuracy (%), mean over tasks")
+    right.legend(loc="best", fontsize=8.5)
+    for axes in (left, right):
+        axes.set_xlabel("Rank kept (% of full rank)")
+        _log_percent_axis(axes, percent)
+        axes.grid(color=GRID, linewidth=0.7)
+    return figure
+
+
+@rc_context(_STYLE)
+def samples_figure(names: Sequence[str], images: Sequence[np.ndarray]) -> Figure:
+    """A strip of images for each task.
+
+    Args:
+        names: Task names.
+        images: One uint8 array [n, H, W, 3] a task, the same n for all.
+    """
+    count = max((len(strip) for strip in images), default=1)
+    width = 1.3 + 0.62 * count
+    figure = Figure(figsize=(width, 0.66 * len(names)))
+    grid = figure.add_gridspec(len(names), 1, left=1.3 / width, right=1, top=1, bottom=0, hspace=0.08)
+    for place, (name, strip) in enumerate(zip(names, images, strict=True)):
+        axes = figure.add_subplot(grid[place])
+        edge = max(1, strip.shape[1] // 16)
+        padded = np.pad(strip, ((0, 0), (0, 0), (0, edge), (0, 0)), constant_values=255)
+        axes.imshow(np.concatenate(list(padded), axis=1), interpolation="nearest")
+        axes.set_axis_off()
+        axes.text(-0.02, 0.5, name, ha="right", va="center", transform=axes.transAxes)
+    return figure
+
+
+def all_figures(results: Results) -> dict[str, bytes]:
+    """Every figure that the results allow, as PNG: name such as ``lambda-full`` -> bytes."""
+    figures: dict[str, bytes] = {}
+    for recipe in results.recipes:
+        drawn = [("accuracy", accuracy_figure, any(row.recipe == recipe for row in results.rows))]
+        drawn += [("lambda", lambda_figure, any(c.recipe == recipe for c in results.curves.scale))]
+        drawn += [("cosine", cosine_figure, any(c.recipe == recipe for c in results.cosine))]
+        drawn += [("rank", rank_figure, any(c.recipe == recipe for c in results.curves.cart_rank))]
+        for name, draw, possible in drawn:
+            if possible:
+                figures[f"{name}-{recipe}"] = png(draw(results, recipe))
+    return figures
+
+
+def _axes(*, width: float = 7.2, height: float = 3.6, columns: int = 1) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _accuracy_dot(axes: Axes, place: int, row: Row) -> None:
+    colour = COLOURS.get(row.method, INK) if row.merged else "#8a8a8a"
+    value, error = 100 * row.mean.value, 100 * row.mean.stderr
+    axes.errorbar(value, place, xerr=error, color=colour, marker=MARKERS.get(row.method, "o"), markersize=7,
+                  capsize=3, elinewidth=1.6)  # fmt: skip
+    axes.annotate(f"{value:.1f}", (value + error, place), xytext=(7, 0), textcoords="offset points", va="center",
+                  fontsize=9, color=INK)  # fmt: skip
+
+
+def _reference_lines(axes: Axes, results: Results, recipe: str) -> None:
+    for method, style in (("average", "--"), ("probe", ":")):
+        row = results.row(method, recipe)
+        if row is not None:
+            axes.axhline(100 * row.mean.value, color=MUTED, linestyle=style, linewidth=1.2, label=row.label)
+
+
+def _log_percent_axis(axes: Axes, percent: np.ndarray) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([float(p) for p in percent]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))

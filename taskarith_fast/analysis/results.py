@@ -1,0 +1,159 @@
+"""What a merging study found, as one document: the schema of ``results.json`` that figures and report are drawn from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from taskarith_fast.errors import DataError
+
+SCHEMA_VERSION = 1
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Measured(_Document):
+    """A number with its standard error over the test (or validation) images, both as fractions of one."""
+
+    value: float
+    stderr: float
+
+
+class TaskFacts(_Document):
+    """A task as it was used: how many images of each split, and where they come from."""
+
+    name: str
+    classes: int
+    train: int
+    val: int
+    test: int
+    licence: str
+    source: str
+
+
+class Row(_Document):
+    """One method under one recipe: test accuracy of every task and their mean, averaged over the seeds."""
+
+    recipe: str
+    """Key of the fine-tuning recipe; empty for rows that fine-tune nothing."""
+    method: str
+    label: str
+    merged: bool
+    """Whether ONE encoder serves all tasks (and the row competes for the best merged model)."""
+    hyperparameters: list[dict[str, float]]
+    """What validation chose, one entry a seed."""
+    accuracy: dict[str, Measured]
+    mean: Measured
+    normalized: dict[str, Measured]
+    """Accuracy over that of the individually fine-tuned encoder, task by task."""
+    normalized_mean: Measured
+    over_probe: Measured
+    """Mean accuracy minus the linear probe's; the error is that of the paired difference."""
+    seed_std: float | None
+    """Standard deviation of `mean` over the seeds; None with one seed."""
+
+
+class ScaleCurve(_Document):
+    """Validation accuracy along the scale of one method, averaged over the seeds."""
+
+    recipe: str
+    method: str
+    label: str
+    scale: list[float]
+    val_mean: list[float]
+    val_normalized: list[float]
+    """The score that chooses: mean over tasks of accuracy / accuracy of the fine-tuned encoder."""
+    val_stderr: list[float]
+    """Standard error of `val_normalized` over the validation images."""
+    chosen: list[float]
+
+
+class RankCurve(_Document):
+    """CART over rank ratio R and scale S: the validation grid, and test accuracy along R at the chosen scale."""
+
+    recipe: str
+    rank_ratio: list[float]
+    scale: list[float]
+    val_mean: list[list[float]]  # [R][S]
+    val_normalized: list[list[float]]  # [R][S]
+    chosen_rank_ratio: list[float]
+    chosen_scale: list[float]
+    test_mean: list[float]  # [R]
+    test_stderr: list[float]  # [R]
+
+
+class Curves(_Document):
+    """Every curve of the study."""
+
+    scale: list[ScaleCurve]
+    cart_rank: list[RankCurve]
+
+
+class CosineMap(_Document):
+    """Cosines between the task vectors of one recipe, averaged over the seeds."""
+
+    recipe: str
+    names: list[str]
+    matrix: list[list[float]]
+
+
+class StageTime(_Document):
+    """What one stage took when it was computed."""
+
+    group: str
+    stage: str
+    seconds: float
+    peak_rss_mb: float
+    reused: bool
+    """Whether this run found the stage finished; its time is then that of the run that computed it."""
+
+
+class Results(_Document):
+    """The whole study."""
+
+    schema_version: int
+    preset: str
+    config: dict[str, Any]
+    recipes: dict[str, str]
+    """Recipe key to its description, in the order of the report."""
+    seeds: list[int]
+    versions: dict[str, str]
+    machine: dict[str, str]
+    tasks: list[TaskFacts]
+    rows: list[Row]
+    curves: Curves
+    cosine: list[CosineMap]
+    timing: list[StageTime]
+
+    def row(self, method: str, recipe: str) -> Row | None:
+        """The row of a method under a recipe; rows that fine-tune nothing belong to every recipe."""
+        return next((r for r in self.rows if r.method == method and r.recipe in ("", recipe)), None)
+
+    def save(self, path: Path) -> None:
+        """Write the document as JSON; the file is absent, old, or complete."""
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read a document back.
+
+        Raises:
+            DataError: If the file is not a results document of this schema.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            first = str(error).splitlines()[0]
+            raise DataError(f"{path.name} must be a results document of schema {SCHEMA_VERSION}: {first}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file by way of a temporary neighbour, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
