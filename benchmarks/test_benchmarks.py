@@ -1,0 +1,13 @@
+"""The quick cases of the table under pytest-benchmark: ``pytest benchmarks --benchmark-only`` to compare with a stored run."""
+
+import pytest
+
+from benchmarks.cases import CASES
+
+QUICK = [case for case in CASES if case.quick]
+
+
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
+def test_case(case, benchmark):
+    ours = next(iter(case.build().ours.values()))
+    benchmark(ours)
