@@ -1,0 +1,182 @@
+// One block of CUDA threads on fibers, run by a scheduler in a chosen order until all have ended.
+//
+// A thread runs until it ends or waits at a barrier or warp collective, so a kernel that forgets a barrier sees what
+// the order makes of it: later threads have written nothing yet. A round in which nobody can run is a deadlock.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "emulation/fiber.h"
+#include "emulation/report.h"
+#include "emulation/shared.h"
+
+namespace cuda_emulation {
+
+enum class Order { kForward, kReverse, kRandom };
+
+struct Schedule {
+  Order order = Order::kForward;
+  unsigned seed = 1;
+};
+
+// The order in which blocks, and the threads in them, run from the next launch on.
+inline Schedule& schedule() {
+  static Schedule instance;
+  return instance;
+}
+
+// Where threads meet: they wait for the generation to pass.
+struct Meeting {
+  unsigned generation = 0;
+  Site site;
+};
+
+struct Barrier : Meeting {
+  unsigned arrived = 0;
+  unsigned votes[2] = {0, 0};  // by parity of the generation
+};
+
+struct WarpGroup : Meeting {
+  unsigned mask = 0;
+  unsigned arrived = 0;       // bits of lanes
+  uint64_t slots[2][32] = {};  // by parity: a fast lane may publish its next value before a slow one has read
+};
+
+struct Thread {
+  explicit Thread(Fiber::Entry entry) : fiber(entry) {}
+  Fiber fiber;
+  uint3 index{};
+  unsigned linear = 0;
+  bool done = false;
+  const Meeting* waits_for = nullptr;
+  unsigned seen = 0;
+  bool must_wait() const { return waits_for && waits_for->generation == seen; }
+};
+
+struct Block;
+inline Block* current_block = nullptr;
+inline Thread* current_thread = nullptr;
+
+struct Block {
+  Block(const dim3& grid, const dim3& size, const uint3& index, size_t shared_bytes, const std::function<void()>& body)
+      : grid(grid), size(size), index(index), shared(shared_bytes), body(&body) {}
+
+  dim3 grid, size;
+  uint3 index;
+  SharedMemory shared;
+  const std::function<void()>* body;
+  std::vector<Thread*> threads;
+  unsigned alive = 0;
+  Barrier barrier;
+  std::map<std::pair<unsigned, unsigned>, WarpGroup> groups;  // by warp and mask
+  std::exception_ptr error;
+
+  void run();
+  void wait(const Meeting& meeting) {
+    Thread& self = *current_thread;
+    self.waits_for = &meeting;
+    self.seen = meeting.generation;
+    self.fiber.suspend();
+    self.waits_for = nullptr;
+  }
+  // Threads that have ended hold no barrier.
+  void release_if_complete() {
+    if (alive == 0 || barrier.arrived < alive) return;
+    barrier.arrived = 0;
+    barrier.votes[++barrier.generation & 1] = 0;
+  }
+  // Lanes of a warp that exist: the last warp of a block may be partial.
+  unsigned lanes_of(unsigned warp) const {
+    const size_t left = threads.size() - warp * 32;
+    return left >= 32 ? ~0u : (1u << left) - 1;
+  }
+  std::string where() const { return " (block " + text(index) + ")"; }
+  std::string deadlock() const;
+};
+
+// A fiber serves one thread of block after block.
+inline void thread_main() {
+  for (;;) {
+    Block& block = *current_block;
+    Thread& self = *current_thread;
+    try {
+      (*block.body)();
+    } catch (...) {
+      block.error = std::current_exception();
+    }
+    self.done = true;
+    --block.alive;
+    block.release_if_complete();
+    self.fiber.suspend();
+  }
+}
+
+inline Thread* pooled_thread(size_t i) {
+  static std::vector<std::unique_ptr<Thread>> pool;
+  while (pool.size() <= i) pool.push_back(std::make_unique<Thread>(&thread_main));
+  return pool[i].get();
+}
+
+inline void Block::run() {
+  const unsigned count = size.x * size.y * size.z;
+  threads.resize(count);
+  for (unsigned i = 0; i < count; ++i) {
+    Thread& t = *(threads[i] = pooled_thread(i));
+    t.linear = i;
+    t.index = uint3{i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+    t.done = false;
+    t.waits_for = nullptr;
+  }
+  std::vector<Thread*> turns = threads;
+  const Schedule plan = schedule();
+  if (plan.order == Order::kReverse) std::reverse(turns.begin(), turns.end());
+  std::mt19937 random(plan.seed + 7919u * (index.x + grid.x * (index.y + grid.y * index.z)));
+  alive = count;
+  current_block = this;
+  while (alive > 0 && !error) {
+    bool progress = false;
+    if (plan.order == Order::kRandom) std::shuffle(turns.begin(), turns.end(), random);
+    for (Thread* t : turns) {
+      if (t->done || t->must_wait() || error) continue;
+      progress = true;
+      current_thread = t;
+      t->fiber.resume();
+    }
+    if (!progress) error = std::make_exception_ptr(Error(deadlock()));
+  }
+  current_block = nullptr;
+  current_thread = nullptr;
+  if (error) {
+    for (Thread* t : threads) t->fiber.restart();
+    std::rethrow_exception(error);
+  }
+  shared.check_guards(where());
+}
+
+// Names the first waiting thread and whom it waits for.
+inline std::string Block::deadlock() const {
+  for (const Thread* t : threads) {
+    if (t->done || !t->waits_for) continue;
+    const std::string at = "thread " + text(t->index) + " waits for ever at " + text(t->waits_for->site);
+    for (const auto& [key, group] : groups) {
+      if (&group != t->waits_for) continue;
+      const unsigned missing = group.mask & lanes_of(key.first) & ~group.arrived;
+      const unsigned lane = static_cast<unsigned>(__builtin_ctz(missing));
+      const bool ended = threads[key.first * 32 + lane]->done;
+      return (ended ? "bad mask: " : "deadlock: ") + at + ": mask " + hex(group.mask) + " names lane " +
+             std::to_string(lane) + (ended ? ", which has ended" : ", which never comes") + where();
+    }
+    return "deadlock: " + at + where();
+  }
+  return "deadlock" + where();
+}
+
+}  // namespace cuda_emulation

@@ -1,0 +1,62 @@
+// A fiber is a function with a stack of its own that can stop in the middle and go on later: one CUDA thread.
+//
+// The first entry goes through makecontext, every later switch through _setjmp/_longjmp, which saves no signal mask and
+// so costs no system call. All switching is in resume() and suspend(): a sanitizer's fiber hooks belong there.
+// Compile without _FORTIFY_SOURCE: its longjmp refuses to jump between stacks.
+#pragma once
+
+#include <csetjmp>
+#include <cstddef>
+#include <new>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+namespace cuda_emulation {
+
+class Fiber {
+ public:
+  using Entry = void (*)();
+
+  // `entry` must never return; it ends a turn by suspend().
+  explicit Fiber(Entry entry) : entry_(entry) {
+    stack_ = mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack_ == MAP_FAILED) throw std::bad_alloc();
+    mprotect(stack_, kGuard, PROT_NONE);  // an overflow of the stack stops here, not in a neighbour
+  }
+  ~Fiber() { munmap(stack_, kGuard + kStack); }
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  // Scheduler's side: run the fiber until it suspends.
+  void resume() {
+    if (_setjmp(scheduler_)) return;
+    if (started_) _longjmp(self_, 1);
+    started_ = true;
+    getcontext(&first_);
+    first_.uc_stack.ss_sp = static_cast<char*>(stack_) + kGuard;
+    first_.uc_stack.ss_size = kStack;
+    first_.uc_link = nullptr;
+    makecontext(&first_, entry_, 0);
+    setcontext(&first_);
+  }
+
+  // Fiber's side: back to the scheduler until the next resume().
+  void suspend() {
+    if (!_setjmp(self_)) _longjmp(scheduler_, 1);
+  }
+
+  // Forget where the fiber stopped; the next resume() starts it anew.
+  void restart() { started_ = false; }
+
+ private:
+  static constexpr size_t kStack = 128 * 1024;
+  static constexpr size_t kGuard = 64 * 1024;  // a multiple of every usual page size
+
+  Entry entry_;
+  void* stack_;
+  bool started_ = false;
+  ucontext_t first_;
+  jmp_buf self_, scheduler_;
+};
+
+}  // namespace cuda_emulation
