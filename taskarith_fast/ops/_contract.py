@@ -35,6 +35,7 @@ _NAMESPACE = {
     "triton": "taskarith_triton",
     "cuda_emulated": "taskarith_emulated",
 }
+_REGISTERED: list[Any] = []
 _LIBRARIES = {name: torch.library.Library(name, "FRAGMENT") for name in sorted(set(_NAMESPACE.values()))}
 
 
@@ -110,6 +111,7 @@ def define_op(
             )
     native.load_library("cpu")
     op = Op(name, reference, triton)
+    _REGISTERED.append(op)
     if triton:
         launcher = _lazy_launcher(name)
         _LIBRARIES["taskarith_triton"].impl(name, launcher, "CPU")
@@ -117,6 +119,12 @@ def define_op(
     if native.load_library("cuda") is not None and triton and _triton_absent() is None:
         _LIBRARIES["taskarith"].impl(name, launcher, "CUDA")
     return op
+
+
+def registered() -> list[Op]:
+    """Every operator of the package, by name."""
+    importlib.import_module("taskarith_fast.ops")
+    return sorted(_REGISTERED, key=lambda op: op.name)
 
 
 def _lazy_launcher(name: str) -> Callable[..., Any]:
