@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "taskarith_fast"
 
 # A module may import from its own layer and from lower numbers.
 LAYERS = {
+    "__main__": 7,
     "cli": 6,
     "loops": 5,
     "merge": 4, "linearize": 4, "optim": 4, "analysis": 4, "models": 4, "data": 4,
