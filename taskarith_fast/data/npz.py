@@ -18,9 +18,10 @@ def load_npz(
 ) -> Task:
     """Load a task from an .npz file.
 
-    The file holds `train_images`, `train_labels`, `test_images`, `test_labels`, `classes` (strings), and optionally
-    `val_images` and `val_labels`; without these the validation split is carved out of the training split (see
-    `validation_split`). Images are uint8 [N, H, W] or [N, H, W, 3], labels integers [N]. Pickled arrays are refused.
+    The file holds `train_images`, `train_labels`, `test_images`, `test_labels`, `classes` (strings), and
+    optionally `val_images` and `val_labels`; without these the validation split is carved out of the training
+    split (see `validation_split`). Images are uint8 [N, H, W] or [N, H, W, 3], labels integers [N]. Pickled
+    arrays are refused.
 
     Args:
         path: The file.
@@ -29,7 +30,7 @@ def load_npz(
         source: Where the images come from; the path if not given.
 
     Raises:
-        DataError: If the file is missing, damaged, or lacks an array, or if an array does not fit its description.
+        DataError: If the file is missing or damaged, lacks an array, or has one of another shape or type.
     """
     path = Path(path)
     arrays = _read(path)
@@ -50,7 +51,7 @@ def load_npz(
 
 
 def save_npz(path: str | Path, classes: list[str], **arrays: np.ndarray) -> None:
-    """Write a task file that `load_npz` reads: `train_images=..., train_labels=..., test_images=...` and so on."""
+    """Write a task file that `load_npz` reads; `arrays` are train_images, train_labels, test_images, ..."""
     np.savez_compressed(path, classes=np.array(classes), **arrays)  # type: ignore[arg-type]
 
 

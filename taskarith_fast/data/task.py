@@ -61,15 +61,23 @@ def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
     """Raise DataError unless every label lies in [0, num_classes)."""
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
+        first = int(wrong[0])
         raise DataError(
-            f"{where}: label {labels[wrong[0]]} of image {wrong[0]} is outside [0, {num_classes}), the range of its classes"
+            f"{where} must lie in [0, {num_classes}), one per class, got {labels[first]} at {first}"
         )
 
 
 def resize_uint8(images: Tensor, size: int) -> Tensor:
-    """Scale the shorter side of each image to `size` and cut out the centre square; uint8 [B, C, H, W] in and out.
+    """Scale the shorter side of each image to `size` and cut out the centre square.
 
-    Bilinear with antialiasing, rounded to whole grey levels (at most 1/510 of the range from the exact value).
+    Bilinear with antialiasing, rounded to whole grey levels: at most 1/510 of the range from the exact value.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        size: Side of the result in pixels.
+
+    Returns:
+        uint8 [B, C, size, size].
     """
     height, width = images.shape[-2:]
     if (height, width) == (size, size):
@@ -138,7 +146,8 @@ class DecodedSplit:
         fetch: Takes an index, returns the picture and its label.
         length: Number of images.
         num_classes: Labels are checked against it as they are read.
-        size: Side in pixels of the images returned; None returns them as they are, which needs equal sizes in a batch.
+        size: Side in pixels of the images returned; None returns them as they are, and then the images of one
+            batch must be of one size.
     """
 
     def __init__(
@@ -215,8 +224,9 @@ def at_size(split: Split, size: int) -> Split:
 def validation_split(split: Split) -> tuple[SubsetSplit, SubsetSplit]:
     """Carve a validation part out of a training split, as the task-arithmetic papers do.
 
-    The last min(int(0.1 * N), 5000) places of a permutation from a torch generator with seed 0 become validation
-    images; this equals torch.utils.data.random_split with that generator (for N = 60000, train starts with 36044).
+    The last min(int(0.1 * N), 5000) places of a permutation from a torch generator with seed 0 become
+    validation images. This equals torch.utils.data.random_split with that generator; for N = 60000 train
+    begins with 36044.
 
     Returns:
         The training part and the validation part.
