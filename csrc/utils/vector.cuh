@@ -1,6 +1,8 @@
 // Values in storage types moved as float: W at a time by one 128-bit access, or one by one.
 #pragma once
 
+#include <cstring>
+
 #include "utils/device.cuh"
 
 namespace taskarith {
@@ -24,25 +26,44 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-template <int W, class T>
-struct alignas(W * sizeof(T)) Vector {
-  T values[W];
+// A whole vector as one integer.
+template <int bytes>
+struct Bits;
+template <>
+struct Bits<16> {
+  using Type = uint4;
+};
+template <>
+struct Bits<4> {
+  using Type = unsigned;
+};
+template <>
+struct Bits<2> {
+  using Type = unsigned short;
 };
 
 // `source` must be aligned to W elements.
 template <int W, class T>
 __device__ __forceinline__ void load_vector(const T* source, float (&x)[W]) {
-  const Vector<W, T> v = *reinterpret_cast<const Vector<W, T>*>(source);
+  using Whole = typename Bits<W * sizeof(T)>::Type;
+  const Whole bits = *reinterpret_cast<const Whole*>(source);
+  T values[W];
+  memcpy(static_cast<void*>(values), &bits, sizeof bits);
 #pragma unroll
-  for (int j = 0; j < W; ++j) x[j] = to_float(v.values[j]);
+  for (int j = 0; j < W; ++j) x[j] = to_float(values[j]);
 }
 
+// `target` must be aligned to W elements. The streaming hint fits a result that the kernel does not read again, and it
+// keeps the compiler from cutting the vector into scalars.
 template <int W, class T>
 __device__ __forceinline__ void store_vector(const float (&x)[W], T* target) {
-  Vector<W, T> v;
+  using Whole = typename Bits<W * sizeof(T)>::Type;
+  T values[W];
 #pragma unroll
-  for (int j = 0; j < W; ++j) v.values[j] = from_float<T>(x[j]);
-  *reinterpret_cast<Vector<W, T>*>(target) = v;
+  for (int j = 0; j < W; ++j) values[j] = from_float<T>(x[j]);
+  Whole bits;
+  memcpy(&bits, values, sizeof bits);
+  __stcs(reinterpret_cast<Whole*>(target), bits);
 }
 
 }  // namespace taskarith

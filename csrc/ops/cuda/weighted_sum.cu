@@ -58,12 +58,14 @@ __device__ __forceinline__ void weighted_sum_vector(const Batch& batch, const En
 #pragma unroll
     for (int j = 0; j < W; ++j) sum[j] = add_weighted_delta(sum[j], weight, x[j], base[j]);
   }
+  if (batch.last) {
 #pragma unroll
-  for (int j = 0; j < W; ++j) {
-    x[j] = static_cast<float>(sum[j]);
-    if (!batch.last) partial[j] = sum[j];
+    for (int j = 0; j < W; ++j) x[j] = static_cast<float>(sum[j]);
+    store_vector<W>(x, static_cast<T*>(pointers[1]) + i);
+  } else {
+#pragma unroll
+    for (int j = 0; j < W; ++j) partial[j] = sum[j];
   }
-  if (batch.last) store_vector<W>(x, static_cast<T*>(pointers[1]) + i);
 }
 
 template <class T>
