@@ -16,6 +16,7 @@ namespace taskarith {
 
 constexpr uint32_t kNan = 0x7F800001u;    // the largest magnitude
 constexpr uint32_t kAbove = 0x7FFFFFFFu;  // above every magnitude
+constexpr int64_t kScanSlack = 16;
 
 inline __attribute__((always_inline)) uint32_t magnitude_bits(float finetuned, float base) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, finetuned - base) & 0x7FFFFFFFu;
@@ -41,8 +42,8 @@ TASKARITH_SIMD void fill_magnitudes(const float* __restrict finetuned, const flo
   for (int64_t i = 0; i < n; ++i) bits[i] = magnitude_bits(finetuned[i], base[i]);
 }
 
-// Counts n elements against the bracket and appends those strictly inside, in order, to `inside` (room for n).
-// Returns how many.
+// Counts n elements against the bracket and writes those strictly inside, in order, to `inside`, which has room for
+// n + kScanSlack. Returns how many.
 int64_t scan_portable(const float* finetuned, const float* base, int64_t n, Bracket bracket, BracketCounts& counts,
                       uint32_t* inside) {
   constexpr int64_t kGroup = 128;
@@ -63,43 +64,54 @@ int64_t scan_portable(const float* finetuned, const float* base, int64_t n, Brac
 }
 
 #if defined(__x86_64__)
-// Four vectors a step: two compares each decide for all but the few elements in the bracket.
+TASKARITH_AVX512 inline __m512i load_bits(const float* finetuned, const float* base) {
+  const __m512 delta = _mm512_sub_ps(_mm512_loadu_ps(finetuned), _mm512_loadu_ps(base));
+  return _mm512_and_si512(_mm512_castps_si512(delta), _mm512_set1_epi32(0x7FFFFFFF));
+}
+
+TASKARITH_AVX512 inline uint64_t join(const __mmask16* m) {
+  return _cvtmask64_u64(_mm512_kunpackd(_mm512_kunpackw(m[3], m[2]), _mm512_kunpackw(m[1], m[0])));
+}
+
+// Groups of 64. A first sweep counts what is above and notes the groups that touch the bracket, a second one takes
+// those apart: neither has a branch that depends on the data, and mispredicted ones cost more than the arithmetic.
 TASKARITH_AVX512 int64_t scan_avx512(const float* finetuned, const float* base, int64_t n, Bracket bracket,
                                      BracketCounts& counts, uint32_t* inside) {
-  constexpr int64_t kAhead = 2048;  // floats: the same strip's successor, while the others are scanned
+  constexpr int64_t kAhead = 2048;  // floats: this task's next strip, fetched while the other tasks are scanned
+  constexpr int64_t kGroup = 64, kGroups = 32;
   const __m512i low = _mm512_set1_epi32(static_cast<int>(bracket.low));
   const __m512i high = _mm512_set1_epi32(static_cast<int>(bracket.high));
-  const __m512i sign_off = _mm512_set1_epi32(0x7FFFFFFF), nan = _mm512_set1_epi32(static_cast<int>(kNan));
-  const bool one_value = bracket.low == bracket.high;
-  int64_t found = 0, above = 0;
-  int64_t i = 0;
-  for (; i + 64 <= n; i += 64) {
-    __m512i m[4];
-    uint64_t over = 0, reached = 0;
-    for (int u = 0; u < 4; ++u) {
-      _mm_prefetch(reinterpret_cast<const char*>(finetuned + i + 16 * u + kAhead), _MM_HINT_T0);
-      const __m512 d = _mm512_sub_ps(_mm512_loadu_ps(finetuned + i + 16 * u), _mm512_loadu_ps(base + i + 16 * u));
-      m[u] = _mm512_min_epi32(_mm512_and_si512(_mm512_castps_si512(d), sign_off), nan);
-      over |= static_cast<uint64_t>(_mm512_cmpgt_epi32_mask(m[u], high)) << (16 * u);
-      reached |= static_cast<uint64_t>(_mm512_cmpge_epi32_mask(m[u], low)) << (16 * u);
+  const __m512i top = bracket.high < kNan ? high : _mm512_set1_epi32(0x7FFFFFFF);  // any NaN's bits
+  const __m512i nan = _mm512_set1_epi32(static_cast<int>(kNan));
+  const __mmask16 two_values = bracket.low == bracket.high ? 0 : 0xFFFF;
+  int64_t found = 0, i = 0;
+  while (i + kGroup <= n) {
+    int64_t touched[kGroups], num_touched = 0;
+    for (int64_t g = 0; g < kGroups && i + kGroup <= n; ++g, i += kGroup) {
+      __mmask16 over[4], reached[4];
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) {
+        _mm_prefetch(reinterpret_cast<const char*>(finetuned + i + 16 * u + kAhead), _MM_HINT_T0);
+        const __m512i bits = load_bits(finetuned + i + 16 * u, base + i + 16 * u);
+        over[u] = _mm512_cmpgt_epi32_mask(bits, top);
+        reached[u] = _mm512_cmpge_epi32_mask(bits, low);
+      }
+      const uint64_t above = join(over);
+      counts.above += __builtin_popcountll(above);
+      touched[num_touched] = i;
+      num_touched += join(reached) != above;
     }
-    above += __builtin_popcountll(over);
-    const uint64_t near = reached & ~over;
-    if (near == 0) continue;
-    for (int u = 0; u < 4; ++u) {
-      const __mmask16 in = static_cast<__mmask16>(near >> (16 * u));
-      if (in == 0) continue;
-      const __mmask16 at_high = _mm512_mask_cmpeq_epi32_mask(in, m[u], high);
-      const __mmask16 at_low = one_value ? 0 : _mm512_mask_cmpeq_epi32_mask(in, m[u], low);
-      const __mmask16 strictly = in & ~(at_high | at_low);
-      counts.at_high += __builtin_popcount(at_high);
-      counts.at_low += __builtin_popcount(at_low);
-      _mm512_mask_storeu_epi32(inside + found, static_cast<__mmask16>((1u << __builtin_popcount(strictly)) - 1u),
-                               _mm512_maskz_compress_epi32(strictly, m[u]));
-      found += __builtin_popcount(strictly);
-    }
+    for (int64_t j = 0; j < num_touched; ++j)
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) {
+        const __m512i bits = _mm512_min_epi32(load_bits(finetuned + touched[j] + 16 * u, base + touched[j] + 16 * u), nan);
+        const __mmask16 strictly = _mm512_mask_cmplt_epi32_mask(_mm512_cmpgt_epi32_mask(bits, low), bits, high);
+        counts.at_high += __builtin_popcount(_mm512_cmpeq_epi32_mask(bits, high));
+        counts.at_low += __builtin_popcount(_mm512_mask_cmpeq_epi32_mask(two_values, bits, low));
+        _mm512_storeu_si512(inside + found, _mm512_maskz_compress_epi32(strictly, bits));
+        found += __builtin_popcount(strictly);
+      }
   }
-  counts.above += above;
   return found + scan_portable(finetuned + i, base + i, n - i, bracket, counts, inside + found);
 }
 #endif

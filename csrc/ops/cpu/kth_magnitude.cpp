@@ -15,6 +15,7 @@ namespace taskarith {
 namespace {
 
 constexpr int64_t kBlock = 65536;         // elements a work item, and the size up to which a segment is simply selected
+constexpr int64_t kScratch = kBlock + kScanSlack;
 constexpr int64_t kStrip = 2048;          // base stays in the first-level cache while the tasks pass over it
 constexpr int64_t kLine = 16;             // floats of a cache line: sampled together, since they are read together
 constexpr int64_t kMaxSample = 1 << 18;   // see sample_brackets
@@ -196,12 +197,12 @@ void scan_block(const Views& x, const std::vector<int64_t>& tasks, std::deque<Ta
     const float* b = load_block(x.base[block.tensor], type, block.begin + s, n, buffers.base);
     for (size_t j = 0; j < tasks.size(); ++j) {
       const float* f = load_block(x.task(tasks[j], block.tensor), type, block.begin + s, n, buffers.finetuned);
-      found[j] += scan(f, b, n, scans[j].bracket, scans[j].blocks[index].counts, &scratch[j * kBlock + found[j]]);
+      found[j] += scan(f, b, n, scans[j].bracket, scans[j].blocks[index].counts, &scratch[j * kScratch + found[j]]);
     }
   }
   for (size_t j = 0; j < tasks.size(); ++j) {
     if (scans[j].stored.fetch_add(found[j]) + found[j] > segment.numel / 8 + kBlock) scans[j].overflow = true;
-    if (!scans[j].overflow) scans[j].blocks[index].inside.assign(&scratch[j * kBlock], &scratch[j * kBlock] + found[j]);
+    if (!scans[j].overflow) scans[j].blocks[index].inside.assign(&scratch[j * kScratch], &scratch[j * kScratch] + found[j]);
   }
 }
 
@@ -212,7 +213,7 @@ std::deque<TaskScan> scan_segment(const Views& x, const std::vector<int64_t>& ta
   for (const Bracket& bracket : brackets) scans.emplace_back(bracket, segment.blocks.size());
   parallel_ranges(static_cast<int64_t>(segment.blocks.size()), [&](int64_t first, int64_t last) {
     Buffers buffers;
-    std::vector<uint32_t> scratch(tasks.size() * kBlock);
+    std::vector<uint32_t> scratch(tasks.size() * kScratch);
     for (int64_t i = first; i < last; ++i) scan_block(x, tasks, scans, segment, i, buffers, scratch);
   });
   return scans;
