@@ -1,7 +1,22 @@
 """Image encoders, their heads, and the names of their parameters."""
 
 from taskarith_fast.models.backbone import fetch_backbone, load_backbone
-from taskarith_fast.models.encoders import load_encoder
+from taskarith_fast.models.encoders import load_clip, load_encoder
+from taskarith_fast.models.heads import Head, random_head, zero_shot_head
+from taskarith_fast.models.parameters import LINEAR_LAYER_SETS, is_linear_layer, linear_layer_names
 from taskarith_fast.models.vit import VisionTransformer, VitConfig
 
-__all__ = ["VisionTransformer", "VitConfig", "fetch_backbone", "load_backbone", "load_encoder"]
+__all__ = [
+    "LINEAR_LAYER_SETS",
+    "Head",
+    "VisionTransformer",
+    "VitConfig",
+    "fetch_backbone",
+    "is_linear_layer",
+    "linear_layer_names",
+    "load_backbone",
+    "load_clip",
+    "load_encoder",
+    "random_head",
+    "zero_shot_head",
+]

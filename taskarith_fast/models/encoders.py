@@ -15,7 +15,6 @@ Names in an encoder's state dict are those of its library:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -61,13 +60,32 @@ def load_encoder(
     if family not in _MODULES or not model:
         known = "; ".join(f"{form} ({text})" for form, text in FAMILIES.items())
         raise ArgumentError(f"name must have one of the forms {known}; got {name!r}")
-    return _family_loader(family)(model, pretrained=pretrained, image_size=image_size, depth=depth)
+    return _adapter(family).load(model, pretrained=pretrained, image_size=image_size, depth=depth)
 
 
-def _family_loader(family: str) -> Callable[..., Any]:
+def load_clip(name: str, *, pretrained: bool = True, image_size: int | None = None) -> Any:
+    """Build a whole open_clip model, as zero_shot_head needs it; its image tower is
+    OpenClipEncoder(model.visual).
+
+    Args:
+        name: "open_clip:ARCHITECTURE/WEIGHTS"; WEIGHTS may be left out for random weights.
+        pretrained: As load_encoder's.
+        image_size: As load_encoder's.
+
+    Raises:
+        ArgumentError: If open_clip knows no such architecture or weights.
+        CheckpointError: If the weights are not here and cannot be fetched.
+    """
+    family, _, model = name.partition(":")
+    if family != "open_clip" or not model:
+        raise ArgumentError(f"name must have the form open_clip:ARCHITECTURE[/WEIGHTS], got {name!r}")
+    return _adapter(family).load_clip(model, pretrained=pretrained, image_size=image_size)
+
+
+def _adapter(family: str) -> Any:
     # The adapters import their libraries, which is slow, so they are imported on first use.
     try:
-        return importlib.import_module(f"taskarith_fast.models.{family}_encoder").load
+        return importlib.import_module(f"taskarith_fast.models.{family}_encoder")
     except ImportError as error:
         raise BackendError(
             f"models of the family {family!r} need a library that is not installed ({error}); "

@@ -29,11 +29,24 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within each sequence of x, shape [B, S, d]; the result has the same shape."""
-        batch, tokens, width = x.shape
         qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v)  # [B, H, S, d/H]
-        return self.out_proj(y.transpose(1, 2).reshape(batch, tokens, width))
+        return self.out_proj(attend(qkv, self.heads))
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Return softmax(q k^T / sqrt(d/H)) v of each head, heads side by side.
+
+    Args:
+        qkv: Queries, keys and values one after the other, shape [B, S, 3 d].
+        heads: Number of heads H, a divisor of d.
+
+    Returns:
+        Shape [B, S, d].
+    """
+    batch, tokens, width = qkv.shape
+    q, k, v = qkv.view(batch, tokens, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    y = F.scaled_dot_product_attention(q, k, v)  # [B, H, S, d/H]
+    return y.transpose(1, 2).reshape(batch, tokens, width // 3)
 
 
 class Mlp(nn.Module):

@@ -46,19 +46,27 @@ class VitConfig:
     """Normalise the tokens before pooling."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "position_grid", "width", "depth", "heads"):
+        for name in ("patch_size", "position_grid", "width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.image_size % self.patch_size:
-            nearest = max(1, round(self.image_size / self.patch_size)) * self.patch_size
-            raise ArgumentError(
-                f"image_size must be a multiple of the patch size {self.patch_size}, "
-                f"got {self.image_size}; try {nearest}"
-            )
+        check_image_size(self.image_size, self.patch_size)
         if self.width % self.heads:
             raise ArgumentError(f"width must be a multiple of heads={self.heads}, got {self.width}")
         if self.pooling not in POOLINGS:
             raise ArgumentError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
+
+
+def check_image_size(image_size: int, patch_size: int) -> None:
+    """Check that an image is cut into whole patches.
+
+    Raises:
+        ArgumentError: If image_size is not a positive multiple of patch_size.
+    """
+    if image_size < 1 or image_size % patch_size:
+        nearest = max(1, round(image_size / patch_size)) * patch_size
+        raise ArgumentError(
+            f"image_size must be a multiple of the patch size {patch_size}, got {image_size}; try {nearest}"
+        )
 
 
 class VisionTransformer(nn.Module):

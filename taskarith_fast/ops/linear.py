@@ -110,8 +110,7 @@ def resolved_linear_route() -> str:
 
 @functools.cache
 def measured_linear_route(threads: int) -> str:
-    """Return the faster route for one thread count, by the forward and backward pass of one 512 x 384 x 384
-    layer.
+    """Return the faster route for one thread count, by the passes of one 512 x 384 x 384 layer.
 
     Args:
         threads: Number of threads torch uses now; it is the key under which the answer is kept.

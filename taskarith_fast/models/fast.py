@@ -1,0 +1,58 @@
+"""Give models of other libraries the dense-linear route, without touching their parameters or names."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from taskarith_fast.models.layers import Linear, attend
+from taskarith_fast.ops.linear import linear
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def use_fast_linear(model: Model) -> Model:
+    """Route every plain `nn.Linear` and `nn.MultiheadAttention` of a model through `ops.linear`, in place.
+
+    Only the class of a layer changes: parameters, names, hooks and values (to rounding) stay. Subclasses of
+    the two are left alone, they may mean something else.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The same module.
+    """
+    fast = {nn.Linear: Linear, nn.MultiheadAttention: SelfAttention}
+    for module in model.modules():
+        if type(module) in fast:
+            module.__class__ = fast[type(module)]
+    return model
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` with a short road for plain self-attention, and torch's for everything else."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Attend as nn.MultiheadAttention does; the short road returns (output, None)."""
+        if not self._is_plain(query, key, value, *args, **kwargs):
+            return super().forward(query, key, value, *args, **kwargs)
+        x = query if self.batch_first else query.transpose(0, 1)
+        y = attend(linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads)
+        y = linear(y, self.out_proj.weight, self.out_proj.bias)
+        return (y if self.batch_first else y.transpose(0, 1)), None
+
+    def _is_plain(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> bool:
+        masked = any(kwargs.get(name) is not None for name in ("attn_mask", "key_padding_mask"))
+        return (
+            query is key
+            and key is value
+            and query.dim() == 3
+            and not (args or masked or kwargs.get("is_causal"))
+            and kwargs.get("need_weights") is False
+            and self.in_proj_weight is not None
+            and self.bias_k is None
+            and not self.add_zero_attn
+            and not (self.training and self.dropout)
+        )
