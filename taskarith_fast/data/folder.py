@@ -16,11 +16,11 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"
 def load_folder(
     path: str | Path, *, name: str | None = None, licence: str = "unknown", source: str | None = None
 ) -> Task:
-    """Load a task from `path/train/CLASS/*.png`, `path/test/CLASS/*.png` and, if there, `path/val/CLASS/*.png`.
+    """Load a task from folders `train/CLASS`, `test/CLASS` and, if there, `val/CLASS` of pictures.
 
-    Labels follow the sorted names of the folders in `train`; `val` and `test` may lack a class but may not add one.
-    Without `val` the validation split is carved out of `train` (see `validation_split`). Pictures are opened when
-    they are asked for.
+    Labels follow the sorted names of the folders in `train`; `val` and `test` may lack a class but may not
+    add one. Without `val` the validation split is carved out of `train` (see `validation_split`). Pictures
+    are opened when they are asked for.
 
     Args:
         path: The folder that holds the splits.

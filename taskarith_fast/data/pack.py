@@ -13,6 +13,7 @@ from taskarith_fast.data.task import SPLITS, Task
 from taskarith_fast.errors import ArgumentError, DataError
 
 PACK_ROOT = Path(__file__).parent / "pack"
+_FIELDS = {"file", "sha256", "classes", "counts", "licence", "source"}
 
 
 def load_tasks(names: Iterable[str] | None = None, root: str | Path | None = None) -> dict[str, Task]:
@@ -38,14 +39,16 @@ def load_tasks(names: Iterable[str] | None = None, root: str | Path | None = Non
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+        entries = dict(json.loads(path.read_text(encoding="utf-8"))["tasks"])
+        if not all(entry.keys() >= _FIELDS for entry in entries.values()):
+            raise KeyError
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; root must be a folder that tools/build_pack.py wrote"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: not a manifest of tools/build_pack.py; build the pack again") from None
-    return dict(entries)
+    return entries
 
 
 def _load(name: str, entry: dict[str, Any], folder: Path) -> Task:

@@ -1,7 +1,8 @@
 """Class names and prompt templates of the eight datasets of the task-arithmetic papers, for zero-shot heads.
 
-Names and templates are those published with CLIP (openai/CLIP, data/prompts.md, MIT License), in the label order of
-the datasets as torchvision and ImageFolder number them: EuroSAT's are in the order of its folder names.
+Names and templates are those published with CLIP (openai/CLIP, data/prompts.md, MIT License), in the label
+order of the datasets as torchvision and ImageFolder number them: EuroSAT's are in the order of its folder
+names.
 """
 
 from __future__ import annotations

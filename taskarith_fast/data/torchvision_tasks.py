@@ -1,8 +1,8 @@
 """The eight datasets of the task-arithmetic papers, from files that the user has, with the papers' splits.
 
-Cars, DTD, EuroSAT, GTSRB, MNIST, RESISC45, SUN397 and SVHN. Where a dataset has no validation split of its own, it is
-carved out of the training images by `validation_split`, from the order that the papers' ImageFolder layouts give
-(sorted by class, then by file name), so that the same images are held out.
+Cars, DTD, EuroSAT, GTSRB, MNIST, RESISC45, SUN397 and SVHN. Where a dataset has no validation split of its
+own, it is carved out of the training images by `validation_split`, from the order that the papers'
+ImageFolder layouts give (sorted by class, then by file name), so that the same images are held out.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _Splits = tuple[dict[str, Split], Sequence[str] | None]  # and the class names f
 def load_torchvision(name: str, root: str | Path, download: bool = False) -> Task:
     """Load one of the eight datasets of the papers.
 
-    Class names are those of `load_prompts`. Nothing is fetched unless `download` is true. RESISC45 must be put in
-    place by hand, and so must Cars, whose official host is gone.
+    Class names are those of `load_prompts`. Nothing is fetched unless `download` is true. RESISC45 must be
+    put in place by hand, and so must Cars, whose official host is gone.
 
     Args:
         name: "cars", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "sun397" or "svhn", upper or lower case.
-        root: Folder below which torchvision's layout of the dataset is looked for; for EuroSAT also the papers'
-            EuroSAT_splits/{train,val,test}.
+        root: Folder below which torchvision's layout of the dataset is looked for; for EuroSAT also the
+            papers' EuroSAT_splits/{train,val,test}.
         download: Let torchvision fetch what is missing.
 
     Raises:
@@ -58,7 +58,9 @@ def load_torchvision(name: str, root: str | Path, download: bool = False) -> Tas
             f"{name}: needs the package {error.name} to be read (pip install {error.name})"
         ) from None
     except (OSError, RuntimeError, ValueError) as error:
-        hint = f" ({_first_line(error)})" if download else ", or pass download=True"
+        hint = (
+            f" ({_first_line(error)})" if download else "" if key in _BY_HAND else ", or pass download=True"
+        )
         raise DataError(f"{name}: not found below {root}; put {layout} there{hint}") from None
     if found is not None:
         _check_classes(name, found, classes)
@@ -185,7 +187,7 @@ def _deal_eurosat(labels: Sequence[int]) -> dict[str, list[int]]:
 
 
 def _read_resisc45(root: Path, download: bool) -> _Splits:
-    """The lists of "In-domain representation learning for remote sensing", whose val list the papers do not use."""
+    """The lists of "In-domain representation learning for remote sensing", val list left aside."""
     folder = root / "resisc45"
     if (folder / "train").is_dir():
         classes = class_folders(folder / "train")
@@ -226,6 +228,8 @@ def _read_sun397(root: Path, download: bool) -> _Splits:
         for split, file in lists.items()
     }, classes
 
+
+_BY_HAND = ("cars", "resisc45")  # no host that torchvision could fetch them from
 
 _READERS: dict[str, tuple[Callable[[Path, bool], _Splits], str]] = {
     "cars": (
