@@ -1,0 +1,192 @@
+r"""Merge task deltas by TIES: trim, elect a sign, combine what agrees (Yadav 2023, section 4).
+
+With d_t = finetuned_t - base where it is kept and 0 elsewhere (kth_magnitude gives thresholds and cutoffs), every
+coordinate j is merged on its own:
+
+1. vote v_j = sum_t d_tj ("mass"), sum_t sign(d_tj) ("count"), sum_t d_tj q_tj ("normmass"), or the d_tj of the
+   largest q_tj, the first of equal ones ("normfrac"); q_tj = d_tj^2 / |d_t|^2 with the norm over all kept entries of
+   task t, whatever the scope of the thresholds; a task that keeps nothing has q = 0;
+2. sign s_j = sign(v_j); where v_j = 0, s_j = +1 ("plus"), no sign and so nothing to merge ("zero"), or the sign of
+   sum_j sign(v_j) over all tensors ("global_majority"; if that is 0 too, the negative deltas are taken by mean and sum,
+   nothing by max, as in the published code);
+3. m_j = mean, sum, or entry of the largest magnitude, of the nonzero d_tj whose sign is s_j; 0 if there is none.
+
+out = base + scale * m. Whether an entry is kept is decided on the float32 delta; votes and sums run over the tasks in
+order in float64, and the result is rounded once: one task, kept whole, at scale 1 gives back its own bytes. T + 1 reads
+and one write of every element; blocks with zero votes may be read twice, and the two norm rules read all inputs once
+more. Not differentiable: trimming and election are steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.ops._contract import define_op
+from taskarith_fast.ops.kth_magnitude import SCOPES, magnitude_bits, row_count, segment_count
+from taskarith_fast.ops.weighted_sum import _check_lists
+
+SCHEMA = (
+    "(Tensor[] base, Tensor[] finetuned, Tensor thresholds, Tensor cutoffs, float scale, str elect, str combine, "
+    "str zero_sign, str scope) -> Tensor[]"
+)
+ELECTS = ("mass", "count", "normfrac", "normmass")
+COMBINES = ("mean", "sum", "max")
+ZERO_SIGNS = ("global_majority", "plus", "zero")
+
+
+def ties_merge_reference(
+    base: list[Tensor],
+    finetuned: list[Tensor],
+    thresholds: Tensor,
+    cutoffs: Tensor,
+    scale: float,
+    elect: str,
+    combine: str,
+    zero_sign: str,
+    scope: str,
+) -> list[Tensor]:
+    """The formulas in float64 on flattened deltas; `finetuned` is task-major [T * L], the tables are [S, T]."""
+    if not base:
+        return []
+    tasks = thresholds.shape[1]
+    segment, position = _segment_index(base, scope)  # [N]
+    flat = torch.cat([b.reshape(-1).double() for b in base])
+    deltas = flat.new_zeros(tasks, flat.numel())
+    for t in range(tasks):
+        task = finetuned[t * len(base) : (t + 1) * len(base)]
+        bits = torch.cat([magnitude_bits(f, b) for f, b in zip(task, base, strict=True)])
+        limit = magnitude_bits(thresholds[:, t], torch.zeros_like(thresholds[:, t]))[segment]
+        kept = (bits > limit) | ((bits == limit) & (position < cutoffs[segment, t]))
+        deltas[t] = torch.where(kept, torch.cat([f.reshape(-1).double() for f in task]) - flat, 0.0)
+    out = flat + scale * _combine(deltas, _elected_signs(deltas, elect, combine, zero_sign), combine)
+    parts = out.split([b.numel() for b in base])
+    return [part.reshape(b.shape).to(b.dtype) for part, b in zip(parts, base, strict=True)]
+
+
+def _segment_index(base: list[Tensor], scope: str) -> tuple[Tensor, Tensor]:
+    """Each flattened entry's segment and its position there."""
+    if scope == "global":
+        sizes = [sum(b.numel() for b in base)]
+    elif scope == "tensor":
+        sizes = [b.numel() for b in base]
+    else:
+        sizes = [b.numel() // row_count(b) for b in base for _ in range(row_count(b))]
+    device = base[0].device
+    lengths = torch.tensor(sizes, device=device)
+    segment = torch.arange(len(sizes), device=device).repeat_interleave(lengths)
+    starts = lengths.cumsum(0) - lengths
+    return segment, torch.arange(segment.numel(), device=device) - starts[segment]
+
+
+def _elected_signs(deltas: Tensor, elect: str, combine: str, zero_sign: str) -> Tensor:
+    """[N] of +1, -1, or 0 where no delta is to be merged."""
+    signs = _votes(deltas, elect).sign()
+    if zero_sign == "zero":
+        return signs
+    undecided = 1.0
+    if zero_sign == "global_majority":
+        majority = float(signs.sum())
+        undecided = 1.0 if majority > 0 else -1.0 if majority < 0 or combine != "max" else 0.0
+    return torch.where(signs == 0, undecided, signs)
+
+
+def _votes(deltas: Tensor, elect: str) -> Tensor:
+    if not deltas.shape[0]:
+        return deltas.new_zeros(deltas.shape[1])
+    if elect == "mass":
+        return deltas.cumsum(0)[-1]  # in the order of the tasks
+    if elect == "count":
+        return deltas.sign().sum(0)
+    squares = deltas.square()
+    norms = squares.sum(1, keepdim=True)
+    fractions = torch.where(norms > 0, squares / norms, 0.0)
+    if elect == "normmass":
+        return (deltas * fractions).cumsum(0)[-1]
+    return deltas.gather(0, fractions.argmax(0, keepdim=True))[0]
+
+
+def _combine(deltas: Tensor, signs: Tensor, combine: str) -> Tensor:
+    agreeing = deltas * signs > 0
+    if combine == "max":
+        return (deltas.abs() * agreeing).amax(0) * signs if deltas.shape[0] else torch.zeros_like(signs)
+    total = (deltas * agreeing).sum(0)
+    return total / agreeing.sum(0).clamp(min=1) if combine == "mean" else total
+
+
+def ties_merge_fake(
+    base: list[Tensor],
+    finetuned: list[Tensor],
+    thresholds: Tensor,
+    cutoffs: Tensor,
+    scale: float,
+    elect: str,
+    combine: str,
+    zero_sign: str,
+    scope: str,
+) -> list[Tensor]:
+    return [torch.empty_like(b, memory_format=torch.contiguous_format) for b in base]
+
+
+OP = define_op("ties_merge", SCHEMA, ties_merge_reference, ties_merge_fake)
+
+
+def ties_merge(
+    base: Sequence[Tensor],
+    finetuned: Sequence[Sequence[Tensor]],
+    thresholds: Tensor,
+    cutoffs: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    elect: str = "mass",
+    combine: str = "mean",
+    zero_sign: str = "global_majority",
+    scope: str = "global",
+    backend: str = "auto",
+) -> list[Tensor]:
+    """Trim, elect and combine task deltas, and add the result to the base, in one pass.
+
+    Args:
+        base: L tensors of any shapes, float32, bfloat16 or float16.
+        finetuned: T lists of L tensors, each with the shape, dtype and device of its base tensor.
+        thresholds: Entries of smaller magnitude are trimmed, shape [S, T], float32; S as `scope` says.
+        cutoffs: Entries equal to the threshold are kept before this position of their segment (flattened, from 0),
+            shape [S, T], int64. By default all are kept; 0 drops them.
+        scale: Factor on the merged delta.
+        elect: "mass", "count", "normfrac" or "normmass": what votes for a coordinate's sign.
+        combine: "mean", "sum" or "max" of the deltas that have the elected sign.
+        zero_sign: "global_majority", "plus" or "zero": the sign where the vote is zero.
+        scope: "global" (S = 1), "tensor" (S = L) or "row" (S = rows along the last dimension, 0-d tensors have one).
+        backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated".
+
+    Returns:
+        L new contiguous tensors like `base`, within one unit in the last place of the float64 result. No task gives a
+        copy of `base`.
+
+    Raises:
+        ArgumentError: If lists, shapes or dtypes do not fit together, or a rule has no such name.
+        BackendError: If `backend` is absent.
+    """
+    base = list(base)
+    _check_lists(base, finetuned)
+    for name, value, known in (
+        ("elect", elect, ELECTS),
+        ("combine", combine, COMBINES),
+        ("zero_sign", zero_sign, ZERO_SIGNS),
+        ("scope", scope, SCOPES),
+    ):
+        if value not in known:
+            raise ArgumentError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+    shape = (segment_count(base, scope), len(finetuned))
+    if cutoffs is None:
+        cutoffs = torch.full_like(thresholds, torch.iinfo(torch.int64).max, dtype=torch.int64)
+    for name, table, dtype in (("thresholds", thresholds, torch.float32), ("cutoffs", cutoffs, torch.int64)):
+        if tuple(table.shape) != shape or table.dtype != dtype:
+            raise ArgumentError(
+                f"{name} must be {dtype} of shape [S={shape[0]}, T={shape[1]}], got {table.dtype} {list(table.shape)}"
+            )
+    flat = [f for task in finetuned for f in task]
+    return OP(base, flat, thresholds, cutoffs, float(scale), elect, combine, zero_sign, scope, backend=backend)
