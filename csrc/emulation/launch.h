@@ -9,19 +9,23 @@
 
 namespace cuda_emulation {
 
-constexpr size_t kDynamicSharedLimit = 163 * 1024;  // sm_80's; sm_90 and sm_100 have 227 KiB
-constexpr size_t kParameterLimit = 4096;            // what every driver accepts
+constexpr size_t kParameterLimit = 4096;  // what every driver accepts
 
-inline void check_limits(const dim3& grid, const dim3& block, size_t shared_bytes, size_t parameter_bytes) {
+template <class... Parameters>
+constexpr size_t parameter_bytes() {
+  size_t end = 0;
+  ((end = (end + alignof(Parameters) - 1) / alignof(Parameters) * alignof(Parameters) + sizeof(Parameters)), ...);
+  return end;
+}
+
+inline void check_limits(const dim3& grid, const dim3& block, size_t parameters) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     throw Error("grid " + text(grid) + " is outside 1 .. (2^31 - 1, 65535, 65535)");
   if (block.x == 0 || block.y == 0 || block.z == 0 || block.x > 1024 || block.y > 1024 || block.z > 64 ||
       block.x * block.y * block.z > 1024)
     throw Error("block " + text(block) + " is empty or has more than 1024 threads or 64 in z");
-  if (shared_bytes > kDynamicSharedLimit)
-    throw Error(std::to_string(shared_bytes) + " bytes of dynamic shared memory, at most 163 KiB fit sm_80");
-  if (parameter_bytes > kParameterLimit)
-    throw Error(std::to_string(parameter_bytes) + " bytes of kernel parameters, at most 4096 fit");
+  if (parameters > kParameterLimit)
+    throw Error(std::to_string(parameters) + " bytes of kernel parameters, at most 4096 fit");
 }
 
 inline void run_grid(const dim3& grid, const dim3& block, size_t shared_bytes, const std::function<void()>& body) {
@@ -41,9 +45,10 @@ inline void run_grid(const dim3& grid, const dim3& block, size_t shared_bytes, c
 }
 
 // kernel<<<grid, block, shared_bytes>>>(args...); throws Error where a GPU would fail or do something undefined.
-template <class... Parameters, class... Args>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, const Args&... args) {
-  check_limits(grid, block, shared_bytes, (size_t{0} + ... + sizeof(Parameters)));
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+            std::type_identity_t<Parameters>... args) {
+  check_limits(grid, block, parameter_bytes<Parameters...>());
   run_grid(grid, block, shared_bytes, [&] { kernel(args...); });
 }
 

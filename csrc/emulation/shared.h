@@ -15,8 +15,12 @@ namespace cuda_emulation {
 class SharedMemory {
  public:
   static constexpr size_t kStaticLimit = 48 * 1024;
+  static constexpr size_t kLimit = 163 * 1024;  // static and dynamic on sm_80; sm_90 and sm_100 have 227 KiB
 
-  explicit SharedMemory(size_t dynamic_bytes) { variables_.emplace_back(nullptr, "dynamic shared memory", dynamic_bytes); }
+  explicit SharedMemory(size_t dynamic_bytes) : dynamic_bytes_(dynamic_bytes) {
+    check_limits("the launch");
+    variables_.emplace_back(nullptr, "dynamic shared memory", dynamic_bytes);
+  }
 
   void* dynamic() { return variables_.front().data(); }
 
@@ -25,7 +29,7 @@ class SharedMemory {
     for (Variable& v : variables_)
       if (v.key == key) return v.data();
     static_bytes_ += bytes;
-    if (static_bytes_ > kStaticLimit) throw Error("static shared memory over 48 KiB at " + std::string(name));
+    check_limits(name);
     return variables_.emplace_back(key, name, bytes).data();
   }
 
@@ -55,8 +59,13 @@ class SharedMemory {
     std::unique_ptr<unsigned char[]> memory;
   };
 
+  void check_limits(const std::string& at) const {
+    if (static_bytes_ > kStaticLimit) throw Error("static shared memory over 48 KiB at " + at);
+    if (static_bytes_ + dynamic_bytes_ > kLimit) throw Error("shared memory over the 163 KiB of sm_80 at " + at);
+  }
+
   std::vector<Variable> variables_;
-  size_t static_bytes_ = 0;
+  size_t dynamic_bytes_, static_bytes_ = 0;
 };
 
 }  // namespace cuda_emulation

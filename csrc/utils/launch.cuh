@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <type_traits>
+
 #include "utils/check.h"
 #include "utils/device.cuh"
 
@@ -28,8 +30,9 @@ class Launcher {
 
   int multiprocessors() const { return 2; }  // few, so that small tests go round the grid-stride loops
 
-  template <class... Parameters, class... Args>
-  void launch(void (*kernel)(Parameters...), int64_t grid, int block, size_t shared_bytes, const Args&... args) const {
+  template <class... Parameters>
+  void launch(void (*kernel)(Parameters...), int64_t grid, int block, size_t shared_bytes,
+              const std::type_identity_t<Parameters>&... args) const {
     try {
       cuda_emulation::launch(kernel, dim3(static_cast<unsigned>(grid)), dim3(block), shared_bytes, args...);
     } catch (const cuda_emulation::Error& error) {
@@ -60,8 +63,9 @@ class Launcher {
     return count;
   }
 
-  template <class... Parameters, class... Args>
-  void launch(void (*kernel)(Parameters...), int64_t grid, int block, size_t shared_bytes, const Args&... args) const {
+  template <class... Parameters>
+  void launch(void (*kernel)(Parameters...), int64_t grid, int block, size_t shared_bytes,
+              const std::type_identity_t<Parameters>&... args) const {
     if (shared_bytes > 48 * 1024)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
     kernel<<<dim3(static_cast<unsigned>(grid)), dim3(block), shared_bytes, stream_>>>(args...);

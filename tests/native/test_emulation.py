@@ -1,0 +1,120 @@
+"""The host execution of CUDA kernels: right kernels are right in every order, and every seeded bug is caught."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from taskarith_fast import native, ops
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+ORDERS = ("0 1", "1 1", "2 1", "2 2", "2 3")  # forward, reverse, three shuffles
+
+
+def _toolkit():
+    for root in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
+        if root and (Path(root) / "include" / "cuda_fp16.h").exists():
+            return Path(root)
+    return None
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    toolkit, compiler = _toolkit(), shutil.which("g++") or shutil.which("c++")
+    if toolkit is None or compiler is None:
+        pytest.skip("needs a C++ compiler and the CUDA toolkit's headers")
+    path = tmp_path_factory.mktemp("emulation") / "emulation_cases"
+    flags = "-std=c++20 -O1 -Wall -Wextra -Werror -Wno-unknown-pragmas -U_FORTIFY_SOURCE -fno-strict-aliasing".split()
+    includes = ["-DTASKARITH_EMULATED", f"-I{CSRC}", "-isystem", str(toolkit / "include")]
+    subprocess.run([compiler, *flags, *includes, str(HERE / "emulation_cases.cpp"), "-o", str(path)], check=True)
+    return path
+
+
+def _run(program, case, order="0 1"):
+    return subprocess.run([program, case, *order.split()], check=True, text=True, capture_output=True).stdout.strip()
+
+
+RIGHT = (
+    "block_sum_float", "block_sum_half", "block_sum_bfloat16", "tree_max", "compact", "shuffles", "votes", "shape",
+    "vectors", "atomics", "two_boxes", "works_after_a_report",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_a_right_kernel_is_right_in_every_order(program, case):
+    assert [_run(program, case, order) for order in ORDERS] == ["right"] * len(ORDERS)
+
+
+@pytest.mark.parametrize("case", ["missing_barrier", "missing_second_barrier", "lost_update"])
+def test_a_race_changes_the_result_in_some_order(program, case):
+    assert "wrong" in [_run(program, case, order) for order in ORDERS]
+
+
+REPORTS = {
+    "divergent_barrier": r"divergent barrier: thread (16, 0, 0) is at emulation_kernels.cuh:",
+    "divergent_warp": r"divergent warp: thread (16, 0, 0) is at emulation_kernels.cuh:",
+    "mask_without_caller": "bad mask: thread (16, 0, 0) at emulation_kernels.cuh:",
+    "mask_with_ended_lanes": "mask 0xffffffff names lane 8, which has ended (block (0, 0, 0))",
+    "read_outside_mask": "reads lane 20, which mask 0x0000ffff does not name",
+    "read_missing_lane": "bad mask: thread (39, 0, 0) at emulation_kernels.cuh:",
+    "deadlock": "mask 0xffffffff names lane 1, which never comes",
+    "behind_static": "tile was written behind its end",
+    "behind_dynamic": "dynamic shared memory was written behind its end",
+    "too_much_static": "static shared memory over 48 KiB",
+    "too_much_dynamic": "shared memory over the 163 KiB of sm_80",
+    "too_many_threads": "block (32, 33, 1) is empty or has more than 1024 threads",
+    "too_deep_block": "block (1, 1, 65) is empty or has more than 1024 threads or 64 in z",
+    "empty_block": "block (0, 1, 1) is empty",
+    "empty_grid": "grid (0, 1, 1) is outside",
+    "too_high_grid": "grid (1, 65536, 1) is outside",
+    "large_parameters": "4097 bytes of kernel parameters, at most 4096 fit",
+}
+
+
+@pytest.mark.parametrize("case", REPORTS)
+def test_a_broken_kernel_is_reported(program, case):
+    assert REPORTS[case] in _run(program, case)
+    assert all(_run(program, case, order).startswith("CUDA emulation: ") for order in ORDERS)
+
+
+def test_nvcc_takes_the_same_kernels(tmp_path):
+    nvcc = (_toolkit() or Path("nowhere")) / "bin" / "nvcc"
+    if not nvcc.exists():
+        pytest.skip("no nvcc")
+    command = [nvcc, "-std=c++20", "-arch=sm_80", f"-I{CSRC}", "-x", "cu", "-c", HERE / "emulation_kernels.cuh"]
+    subprocess.run([*command, "-o", tmp_path / "kernels.o"], check=True)
+
+
+def _emulated_library():
+    reason = native.load_library("emulated")
+    if reason:
+        pytest.skip(reason)
+    return ctypes.CDLL(str(native.LIBRARY_DIR / "libtaskarith_emulated.so"))
+
+
+def test_the_order_of_threads_can_be_set_in_the_library_of_operators():
+    library = _emulated_library()
+    base = [torch.randn(9001), torch.randn(3)]
+    finetuned = [[b + 1 for b in base], [b * 2 for b in base]]
+    results = []
+    for order, seed in ((0, 1), (1, 1), (2, 5)):
+        assert library.taskarith_emulation_schedule(order, seed) == 0
+        results.append(ops.weighted_sum(base, finetuned, [0.3, 0.4], backend="cuda_emulated"))
+    library.taskarith_emulation_schedule(0, 1)
+    assert library.taskarith_emulation_schedule(3, 1) == 1
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_cuda_library_loads_without_a_gpu():
+    path = native.LIBRARY_DIR / "libtaskarith_cuda.so"
+    if not path.exists():
+        pytest.skip("libtaskarith_cuda.so was not built")
+    torch.ops.load_library(str(path))
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("taskarith::weighted_sum", "CUDA")
+    assert ops.weighted_sum([torch.ones(3)], [[torch.zeros(3)]], [0.5])[0].tolist() == [0.5] * 3
