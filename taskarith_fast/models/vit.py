@@ -98,15 +98,15 @@ class VisionTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights: truncated normal of deviation 0.02 for matrices, zero biases, as DINOv2 does."""
+        """Draw new weights: normal with deviation 0.02 for matrices, zero biases, as DINOv2 does."""
         for module in self.modules():
             if isinstance(module, (Linear, PatchEmbedding)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, Attention):
-                nn.init.trunc_normal_(module.in_proj_weight, std=0.02)
+                nn.init.normal_(module.in_proj_weight, std=0.02)
                 nn.init.zeros_(module.in_proj_bias)
-        nn.init.trunc_normal_(self.positional_embedding, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.02)
         nn.init.normal_(self.class_embedding, std=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
