@@ -1,1 +1,1 @@
-"""Triton kernels; the only place that imports triton. Import a submodule only when a Triton backend is wanted."""
+"""Triton kernels; the only place that imports triton. Import a submodule only for a Triton backend."""

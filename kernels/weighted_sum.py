@@ -1,4 +1,4 @@
-"""weighted_sum in Triton: one launch a tensor, the sum over tasks in float64 registers, one rounding at the end."""
+"""weighted_sum in Triton: one launch a tensor, the sum over tasks in float64, one rounding at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
-TASKS_PER_LAUNCH = 16  # unrolled; more tasks pass their float64 sums from launch to launch, so the rounding stays one
+# The loop over tasks is unrolled. More tasks pass float64 sums from launch to launch: still one rounding.
+TASKS_PER_LAUNCH = 16
 
 
 @triton.jit
@@ -33,7 +34,7 @@ def _weighted_sum_kernel(
 
 
 def weighted_sum_triton(base: list[Tensor], finetuned: list[Tensor], weights: Tensor) -> list[Tensor]:
-    """The op's own signature: `finetuned` is task-major [T * L], `weights` float64 [T, L], all on one device."""
+    """The op's own signature: `finetuned` is task-major [T * L], `weights` float64 [T, L], one device."""
     length, tasks = len(base), weights.shape[0]
     out = []
     for i, b in enumerate(base):
