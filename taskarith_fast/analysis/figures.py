@@ -30,7 +30,7 @@ _SEQUENCE = ("#b9d6ea", "#8bbbdd", "#5a9ccb", "#2f7ab5", "#135a97", "#083a6b")
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 10,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#999999",
@@ -57,7 +57,7 @@ def png(figure: Figure) -> bytes:
 
 @rc_context(_STYLE)
 def accuracy_figure(results: Results, recipe: str) -> Figure:
-    """Mean test accuracy of every row of one recipe: a dot with its standard error, merged models in colour."""
+    """Mean test accuracy of every row of one recipe with its standard error; merged models in colour."""
     rows = [row for row in results.rows if row.recipe in ("", recipe)]
     figure, axes = _axes(height=0.9 + 0.34 * len(rows))
     for place, row in enumerate(rows):
@@ -86,8 +86,8 @@ def lambda_figure(results: Results, recipe: str) -> Figure:
         at = np.interp(curve.chosen, curve.scale, score)
         axes.plot(curve.chosen, at, linestyle="none", marker=marker, markersize=10, markerfacecolor="white",
                   markeredgecolor=colour, markeredgewidth=2.2, zorder=5)  # fmt: skip
-    axes.plot([], [], linestyle="none", marker="o", markersize=9, markerfacecolor="white", markeredgecolor=MUTED,
-              markeredgewidth=2, label="chosen on validation")  # fmt: skip
+    axes.plot([], [], linestyle="none", marker="o", markersize=9, markerfacecolor="white",
+              markeredgecolor=MUTED, markeredgewidth=2, label="chosen on validation")  # fmt: skip
     axes.set_xlabel("Scale λ (0 is the pre-trained encoder with its linear probes)")
     axes.set_ylabel("Validation accuracy (% of the\nfine-tuned encoders'), mean over tasks")
     axes.grid(color=GRID, linewidth=0.7)
@@ -125,31 +125,41 @@ def cosine_figure(results: Results, recipe: str) -> Figure:
 
 
 @rc_context(_STYLE)
-def rank_figure(results: Results, recipe: str) -> Figure:
-    """CART against the rank it keeps: validation score for every scale, and test accuracy at the chosen scale."""
+def cart_grid_figure(results: Results, recipe: str) -> Figure:
+    """CART's validation score against the rank it keeps, one line a scale; the chosen points are marked."""
     curve = next(c for c in results.curves.cart_rank if c.recipe == recipe)
-    figure, (left, right) = _axes(columns=2, width=8.2, height=3.5)
+    figure, axes = _axes(height=4.2)
     percent = 100 * np.array(curve.rank_ratio)
     scores = 100 * np.array(curve.val_normalized)  # [R, S]
     for s, scale in enumerate(curve.scale):
         colour = _SEQUENCE[round(s * (len(_SEQUENCE) - 1) / max(len(curve.scale) - 1, 1))]
-        left.plot(percent, scores[:, s], color=colour, marker="o", markersize=3.5, label=f"{scale:g}")
+        axes.plot(percent, scores[:, s], color=colour, marker="o", markersize=4, label=f"scale {scale:g}")
     for ratio, scale in zip(curve.chosen_rank_ratio, curve.chosen_scale, strict=True):
         best = scores[curve.rank_ratio.index(ratio), curve.scale.index(scale)]
-        left.plot(100 * ratio, best, marker="D", markersize=9, markerfacecolor="white",
+        axes.plot(100 * ratio, best, linestyle="none", marker="D", markersize=10, markerfacecolor="white",
                   markeredgecolor="#d55e00", markeredgewidth=2.2, zorder=5)  # fmt: skip
-    left.set_ylabel("Validation accuracy (% of the\nfine-tuned encoders'), mean over tasks")
-    left.legend(title="Scale", ncols=2, fontsize=8.5, title_fontsize=9, loc="lower left")
+    axes.set_ylabel("Validation accuracy (% of the\nfine-tuned encoders'), mean over tasks")
+    axes.legend(loc="best", fontsize=9.5)
+    _rank_axis(axes, percent)
+    return figure
+
+
+@rc_context(_STYLE)
+def rank_figure(results: Results, recipe: str) -> Figure:
+    """CART's test accuracy against the rank it keeps, at the scale that validation chose."""
+    curve = next(c for c in results.curves.cart_rank if c.recipe == recipe)
+    figure, axes = _axes(height=4.2)
+    percent = 100 * np.array(curve.rank_ratio)
     test, error = 100 * np.array(curve.test_mean), 100 * np.array(curve.test_stderr)
-    right.errorbar(percent, test, yerr=error, color=COLOURS["cart"], marker="D", markersize=5, capsize=3,
-                   elinewidth=1.2, label="CART, chosen scale")  # fmt: skip
-    _reference_lines(right, results, recipe)
-    right.set_ylabel("Test accuracy (%), mean over tasks")
-    right.legend(loc="best", fontsize=8.5)
-    for axes in (left, right):
-        axes.set_xlabel("Rank kept (% of full rank)")
-        _log_percent_axis(axes, percent)
-        axes.grid(color=GRID, linewidth=0.7)
+    axes.errorbar(percent, test, yerr=error, color=COLOURS["cart"], marker="D", markersize=6, capsize=3,
+                  elinewidth=1.2, label="CART, chosen scale")  # fmt: skip
+    for method, style in (("average", "--"), ("probe", ":")):
+        row = results.row(method, recipe)
+        if row is not None:
+            axes.axhline(100 * row.mean.value, color=MUTED, linestyle=style, linewidth=1.3, label=row.label)
+    axes.set_ylabel("Test accuracy (%), mean over tasks")
+    axes.legend(loc="best", fontsize=9.5)
+    _rank_axis(axes, percent)
     return figure
 
 
@@ -182,16 +192,17 @@ def all_figures(results: Results) -> dict[str, bytes]:
         drawn = [("accuracy", accuracy_figure, any(row.recipe == recipe for row in results.rows))]
         drawn += [("lambda", lambda_figure, any(c.recipe == recipe for c in results.curves.scale))]
         drawn += [("cosine", cosine_figure, any(c.recipe == recipe for c in results.cosine))]
-        drawn += [("rank", rank_figure, any(c.recipe == recipe for c in results.curves.cart_rank))]
+        ranked = any(c.recipe == recipe for c in results.curves.cart_rank)
+        drawn += [("cart-grid", cart_grid_figure, ranked), ("rank", rank_figure, ranked)]
         for name, draw, possible in drawn:
             if possible:
                 figures[f"{name}-{recipe}"] = png(draw(results, recipe))
     return figures
 
 
-def _axes(*, width: float = 7.2, height: float = 3.6, columns: int = 1) -> tuple[Figure, Any]:
+def _axes(*, width: float = 6.2, height: float = 3.8) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots()
 
 
 def _accuracy_dot(axes: Axes, place: int, row: Row) -> None:
@@ -199,19 +210,14 @@ def _accuracy_dot(axes: Axes, place: int, row: Row) -> None:
     value, error = 100 * row.mean.value, 100 * row.mean.stderr
     axes.errorbar(value, place, xerr=error, color=colour, marker=MARKERS.get(row.method, "o"), markersize=7,
                   capsize=3, elinewidth=1.6)  # fmt: skip
-    axes.annotate(f"{value:.1f}", (value + error, place), xytext=(7, 0), textcoords="offset points", va="center",
-                  fontsize=9, color=INK)  # fmt: skip
+    axes.annotate(f"{value:.1f}", (value + error, place), xytext=(7, 0), textcoords="offset points",
+                  va="center", fontsize=9, color=INK)  # fmt: skip
 
 
-def _reference_lines(axes: Axes, results: Results, recipe: str) -> None:
-    for method, style in (("average", "--"), ("probe", ":")):
-        row = results.row(method, recipe)
-        if row is not None:
-            axes.axhline(100 * row.mean.value, color=MUTED, linestyle=style, linewidth=1.2, label=row.label)
-
-
-def _log_percent_axis(axes: Axes, percent: np.ndarray) -> None:
+def _rank_axis(axes: Axes, percent: np.ndarray) -> None:
+    axes.set_xlabel("Rank kept (% of full rank)")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([float(p) for p in percent]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.grid(color=GRID, linewidth=0.7)

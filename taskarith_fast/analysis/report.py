@@ -1,4 +1,4 @@
-"""The HTML report of a merging study: one page, nothing outside it, every number from the results document."""
+"""The HTML report of a merging study: one page, nothing outside it, all numbers from the results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def render_report(results: Results, figures: Mapping[str, bytes]) -> str:
     )
     return environment.get_template(_TEMPLATE).render(
         results=results,
-        images={name: "data:image/png;base64," + base64.b64encode(data).decode() for name, data in figures.items()},
+        images={
+            name: "data:image/png;base64," + base64.b64encode(data).decode() for name, data in figures.items()
+        },
         sections=[_section(results, recipe) for recipe in results.recipes],
         times=group_times(results.timing),
         config=json.dumps(results.config, indent=2, ensure_ascii=False),
@@ -80,7 +82,11 @@ def table(results: Results, recipe: str, *, normalized: bool) -> list[tuple[str,
     lines = []
     for task in [*(task.name for task in results.tasks), "Mean"]:
         measured = [_pick(row, task, normalized) for row in rows]
-        top = max((f"{100 * m.value:.1f}" for m, row in zip(measured, rows, strict=True) if row.merged), key=float, default="")
+        top = max(
+            (f"{100 * m.value:.1f}" for m, row in zip(measured, rows, strict=True) if row.merged),
+            key=float,
+            default="",
+        )
         lines.append((task, [_cell(m, row.merged, top) for m, row in zip(measured, rows, strict=True)]))
     return lines
 
@@ -93,7 +99,9 @@ def markdown_table(results: Results, recipe: str) -> str:
         printed = (f"{cell.value} ± {cell.stderr}" for cell in cells)
         bold = (f"**{p}**" if cell.best else p for p, cell in zip(printed, cells, strict=True))
         text.append(f"| {task} | " + " | ".join(bold) + " |")
-    normalized = (f"{100 * row.normalized_mean.value:.1f} ± {100 * row.normalized_mean.stderr:.1f}" for row in rows)
+    normalized = (
+        f"{100 * row.normalized_mean.value:.1f} ± {100 * row.normalized_mean.stderr:.1f}" for row in rows
+    )
     return "\n".join([*text, "| Mean, normalised | " + " | ".join(normalized) + " |"]) + "\n"
 
 
@@ -105,8 +113,8 @@ def findings(results: Results, recipe: str) -> list[str]:
         gain, error = 100 * row.over_probe.value, 100 * row.over_probe.stderr
         doubt = "" if abs(gain) > 2 * error else ", which is within two standard errors of no difference"
         sentences.append(
-            f"{row.label}: {100 * row.mean.value:.1f} % mean test accuracy, {gain:+.1f} ± {error:.1f} points against "
-            f"the linear probe{doubt}."
+            f"{row.label}: {100 * row.mean.value:.1f} % mean test accuracy, {gain:+.1f} ± {error:.1f} points "
+            f"against the linear probe{doubt}."
         )
     return sentences + _edge_notes(results, recipe)
 
@@ -157,7 +165,9 @@ def _edge_notes(results: Results, recipe: str) -> list[str]:
     notes = []
     for curve in results.curves.scale:
         if curve.recipe == recipe and max(curve.scale) in curve.chosen:
-            notes.append(f"{curve.label}: the chosen scale {max(curve.scale):g} is the largest that was tried.")
+            notes.append(
+                f"{curve.label}: the chosen scale {max(curve.scale):g} is the largest that was tried."
+            )
     for rank in results.curves.cart_rank:
         if rank.recipe == recipe and max(rank.scale) in rank.chosen_scale:
             notes.append(f"CART: the chosen scale {max(rank.scale):g} is the largest that was tried.")

@@ -1,4 +1,4 @@
-"""What a merging study found, as one document: the schema of ``results.json`` that figures and report are drawn from."""
+"""What a merging study found, as one document: the schema of ``results.json``."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ScaleCurve(_Document):
 
 
 class RankCurve(_Document):
-    """CART over rank ratio R and scale S: the validation grid, and test accuracy along R at the chosen scale."""
+    """CART over rank ratio R and scale S: validation grid, and test accuracy along R at the chosen scale."""
 
     recipe: str
     rank_ratio: list[float]
@@ -109,6 +109,7 @@ class StageTime(_Document):
     stage: str
     seconds: float
     peak_rss_mb: float
+    peak_gpu_mb: float | None
     reused: bool
     """Whether this run found the stage finished; its time is then that of the run that computed it."""
 
@@ -149,7 +150,9 @@ class Results(_Document):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:
             first = str(error).splitlines()[0]
-            raise DataError(f"{path.name} must be a results document of schema {SCHEMA_VERSION}: {first}") from None
+            raise DataError(
+                f"{path.name} must be a results document of schema {SCHEMA_VERSION}: {first}"
+            ) from None
 
 
 def write_text(path: Path, text: str) -> None:

