@@ -1,0 +1,167 @@
+"""What a probe and a fine-tuning run are told: frozen, checked when made, saved beside every result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.loops.runtime import PRECISIONS
+from taskarith_fast.loops.schedule import SCHEDULES
+from taskarith_fast.models import LINEAR_LAYER_SETS
+
+SOLVERS = ("lbfgs", "adamw")
+TRAINABLE = ("full", "qkvo", *LINEAR_LAYER_SETS)
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Linear probing: a linear head on features of the frozen encoder, computed once."""
+
+    solver: str = "adamw"
+    """"adamw" trains as the paper does; "lbfgs" solves L2-regularised logistic regression to its optimum."""
+    lrs: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    """Grid of peak learning rates for adamw; the one with the best validation accuracy is kept."""
+    steps: int = 2000
+    """Optimizer steps of adamw, for every learning rate."""
+    batch_size: int | None = 128
+    """Images a step of adamw; None takes all of them at every step."""
+    warmup: int = 200
+    """Steps of linear warm-up before the cosine decay of adamw."""
+    weight_decay: float = 0.1
+    """Decoupled decay of adamw; the paper gives none for the head, this is its value for the encoder."""
+    cs: tuple[float, ...] = (0.02,)
+    """Grid of C for lbfgs: inverse strength of the L2 penalty, as scikit-learn counts it."""
+    max_iterations: int = 500
+    """Most iterations of lbfgs for one C."""
+    tolerance: float = 1e-5
+    """lbfgs stops when no entry of the gradient of the mean loss exceeds this."""
+    seed: int = 0
+    """Seed of the random head and of the order of the images."""
+    feature_batch_size: int = 128
+    """Images a forward pass while features are computed; no effect on the result but rounding."""
+    image_size: int | None = None
+    """Side of the images in pixels; None takes the encoder's."""
+    device: str = "auto"
+    """"auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N"."""
+    threads: int | None = None
+    """CPU threads; None leaves torch's number."""
+
+    def __post_init__(self) -> None:
+        _check_choice("solver", self.solver, SOLVERS)
+        for name in ("lrs", "cs"):
+            object.__setattr__(self, name, _positive_grid(name, getattr(self, name)))
+        _check_at_least(
+            self, 1, "steps", "batch_size", "max_iterations", "feature_batch_size", "image_size", "threads"
+        )
+        _check_at_least(self, 0, "warmup", "weight_decay", "tolerance")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning an encoder by AdamW; the defaults are the papers'."""
+
+    steps: int = 2000
+    """Optimizer steps; without effect if `epochs` is given."""
+    epochs: float | None = None
+    """Passes over the training split, in place of `steps`."""
+    batch_size: int = 128
+    """Images a forward and backward pass."""
+    accumulation: int = 1
+    """Passes whose mean gradient makes one optimizer step."""
+    lr: float = 1e-5
+    """Peak learning rate of the encoder."""
+    head_lr: float | None = None
+    """Peak learning rate of the head where it is trained too; None takes `lr`."""
+    weight_decay: float = 0.1
+    """Decoupled decay toward zero of every trainable tensor, norms and biases too."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    warmup: int = 200
+    """Steps of linear warm-up."""
+    schedule: str = "cosine"
+    """"cosine", "linear" or "constant" after the warm-up."""
+    clip: float | None = 1.0
+    """Largest norm of the whole gradient; None does not clip."""
+    label_smoothing: float = 0.0
+    """Share of the target probability spread evenly over the classes."""
+    trainable: str = "full"
+    """Encoder tensors that are trained: "full", "qkvo" (attention matrices, Jin 2024), or its sets p1 to p4."""
+    train_head: bool = False
+    """Train the head along with the encoder (the papers' full fine-tuning), or leave it as it is."""
+    augment: bool = False
+    """Random crops and flips of the training images."""
+    seed: int = 0
+    """Seed of the order of the images, of the augmentation, and of a head made here."""
+    image_size: int | None = None
+    """Side of the images in pixels; None takes the encoder's."""
+    precision: str = "float32"
+    """"float32", or "bfloat16": matrix products under autocast, weights and optimizer state in float32."""
+    device: str = "auto"
+    """"auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N"."""
+    threads: int | None = None
+    """CPU threads; None leaves torch's number."""
+
+    def __post_init__(self) -> None:
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("trainable", self.trainable, TRAINABLE)
+        _check_at_least(self, 1, "steps", "batch_size", "accumulation", "image_size", "threads")
+        _check_at_least(self, 0, "warmup", "weight_decay", "lr", "head_lr", "epochs", "clip")
+        if not 0 <= self.label_smoothing < 1:
+            raise ArgumentError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        for name in ("epochs", "clip"):
+            if getattr(self, name) == 0:
+                raise ArgumentError(f"{name} must be positive or None, got 0")
+
+    def total_steps(self, images: int) -> int:
+        """Optimizer steps of a run over a training split of `images` images; at least one."""
+        if self.epochs is None:
+            return self.steps
+        batches = -(-images // self.batch_size)
+        return max(1, int(self.epochs * batches) // self.accumulation)
+
+
+def describe(config: ProbeConfig | FinetuneConfig) -> dict[str, Any]:
+    """The resolved configuration as plain values, for JSON."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ArgumentError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def _check_at_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        # Written so that NaN is refused too.
+        if value is not None and not value >= least:
+            raise ArgumentError(f"{name} must be at least {least}, got {value}")
+
+
+def _positive_grid(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    grid = tuple(sorted(float(v) for v in values))
+    if not grid or not all(v > 0 for v in grid):
+        raise ArgumentError(f"{name} must hold at least one positive number, got {list(values)}")
+    return grid
+
+
+PROBE_PRESETS = {
+    "paper": ProbeConfig(),
+    "demo": ProbeConfig(solver="lbfgs"),
+}
+"""Linear probing by name: as Hazimeh et al. 2024 describe it, and as the demo runs it."""
+
+_PAPER = FinetuneConfig()
+_DEMO = FinetuneConfig(epochs=4, batch_size=32, lr=5e-5, warmup=0, schedule="linear")
+
+FINETUNE_PRESETS = {
+    "paper": _PAPER,
+    "code": dataclasses.replace(_PAPER, warmup=500),
+    "demo": _DEMO,
+    "demo_qkvo": dataclasses.replace(_DEMO, lr=1e-4, trainable="qkvo"),
+}
+"""Fine-tuning by name: the papers' text, their code (another warm-up), the demo's two recipes."""
