@@ -28,9 +28,6 @@ class ViTEncoder(ViTModel):
 
     pixels = (_HALF, _HALF)
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config, add_pooling_layer=False)
-
     def forward(self, images: Tensor) -> Tensor:
         """Return features, shape [B, feature_dim], of normalised images, shape [B, 3, S, S]."""
         return super().forward(images, interpolate_pos_encoding=True).last_hidden_state[:, 0]
@@ -61,18 +58,13 @@ class ViTMAEEncoder(ViTMAEModel):
 
     pixels = (IMAGENET_MEAN, IMAGENET_STD)
 
-    def __init__(self, config: Any) -> None:
-        config.mask_ratio = 0.0
-        super().__init__(config)
-        self.patch_area: int = config.patch_size**2
-
     def forward(self, images: Tensor) -> Tensor:
         """Return features, shape [B, feature_dim], of normalised images, shape [B, 3, S, S]."""
-        patches = images[0, 0].numel() // self.patch_area
-        order = torch.arange(patches, device=images.device).expand(
-            len(images), -1
-        )  # the model sorts patches by it
-        hidden = super().forward(images, noise=order, interpolate_pos_encoding=True).last_hidden_state
+        p = int(self.embeddings.patch_embeddings.patch_size[0])  # type: ignore[index, union-attr, arg-type]
+        patches = (images.shape[2] // p) * (images.shape[3] // p)
+        # The model sorts the patches by this noise, so they stay in order.
+        noise = torch.arange(patches, device=images.device).expand(len(images), -1)
+        hidden = super().forward(images, noise=noise, interpolate_pos_encoding=True).last_hidden_state
         return hidden[:, 1:].mean(dim=1)
 
 
@@ -130,7 +122,7 @@ def load(name: str, *, pretrained: bool, image_size: int | None, depth: int | No
             raise ArgumentError(f"depth must be from 1 to {config.num_hidden_layers}, got {depth}")
         config.num_hidden_layers = depth
     mean, std = _pixels(name, encoder) if pretrained else encoder.pixels
-    model = _load_weights(encoder, name, config) if pretrained else encoder(config)
+    model = _build(encoder, config, name if pretrained else None)
     model.feature_dim = config.projection_dim if encoder is ClipEncoder else config.hidden_size
     model.image_size = config.image_size if image_size is None else image_size
     model.mean, model.std = mean, std
@@ -154,15 +146,33 @@ def _configuration(name: str, pretrained: bool) -> tuple[Any, Any]:
     return _ENCODERS[kind], _ENCODERS[kind].config_class.from_pretrained(name)
 
 
-def _load_weights(encoder: Any, name: str, config: Any) -> Any:
+def _build(encoder: Any, config: Any, name: str | None) -> Any:
+    """Build the library's own class, with a repository's weights or random ones, and make it an encoder."""
+    options = {"add_pooling_layer": False} if encoder is ViTEncoder else {}
+    if encoder is ViTMAEEncoder:
+        config.mask_ratio = 0.0
+    library = encoder.__base__
+    model = library(config, **options) if name is None else _load_weights(library, name, config, options)
+    # Not before: transformers renames the tensors of older checkpoints for its own classes only.
+    model.__class__ = encoder
+    return model
+
+
+def _load_weights(library: Any, name: str, config: Any, options: dict[str, bool]) -> Any:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # unused heads and cut blocks are no news
     try:
-        return encoder.from_pretrained(name, config=config)
+        model, report = library.from_pretrained(name, config=config, output_loading_info=True, **options)
     except OSError as error:
         raise _absent(name, error) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"hf:{name} must hold every tensor of {library.__name__}, "
+            f"{len(missing)} are missing, such as {missing[0]}"
+        )
+    return model
 
 
 def _pixels(name: str, encoder: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -31,7 +31,8 @@ class OpenClipEncoder(nn.Module):
         size = visual.image_size
         self.feature_dim: int = visual.output_dim
         self.image_size: int = size if isinstance(size, int) else size[0]
-        self.mean, self.std = tuple(visual.image_mean), tuple(visual.image_std)
+        self.mean = tuple(getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
+        self.std = tuple(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
         self.normalize_features = True
 
     def forward(self, images: Tensor) -> Tensor:
