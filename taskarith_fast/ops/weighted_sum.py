@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
+from taskarith_fast.ops._lists import check_lists, task_major, weight_table
+from taskarith_fast.ops.weighted_sum_backward import OP as backward_op
 
 SCHEMA = "(Tensor[] base, Tensor[] finetuned, Tensor weights) -> Tensor[]"
 
@@ -58,12 +59,7 @@ def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, Any, Any]:
     if any(needs_finetuned):
         grad_finetuned = [g * weights[t, i].to(g.dtype) for t in range(tasks) for i, g in enumerate(grads)]
     if needs_weights:
-        dots = [
-            ((finetuned[t * length + i].double() - b.double()) * grads[i].double()).sum()
-            for t in range(tasks)
-            for i, b in enumerate(base)
-        ]
-        grad_weights = torch.stack(dots).reshape(tasks, length) if dots else torch.zeros_like(weights)
+        grad_weights = backward_op(grads, base, finetuned) if base else torch.zeros_like(weights)
     return grad_base, grad_finetuned, grad_weights
 
 
@@ -101,30 +97,7 @@ def weighted_sum(
         ArgumentError: If lists, shapes or dtypes do not fit together.
         BackendError: If `backend` is absent.
     """
-    base = list(base)
-    length, tasks = len(base), len(finetuned)
-    if not isinstance(weights, Tensor):
-        weights = torch.tensor(list(weights), dtype=torch.float64)
-    if weights.shape not in ((tasks,), (tasks, length)):
-        raise ArgumentError(f"weights must have shape [T={tasks}] or [T={tasks}, L={length}], got {list(weights.shape)}")
-    _check_lists(base, finetuned)
-    if not base:
-        return []
-    weights = weights.to(device=base[0].device, dtype=torch.float64)
-    weights = weights.reshape(tasks, -1).expand(tasks, length) if tasks else weights.new_zeros(0, length)
-    return OP(base, [f for task in finetuned for f in task], weights, backend=backend)
-
-
-def _check_lists(base: list[Tensor], finetuned: Sequence[Sequence[Tensor]]) -> None:
-    for t, task in enumerate(finetuned):
-        if len(task) != len(base):
-            raise ArgumentError(f"finetuned[{t}] must hold {len(base)} tensors like base, got {len(task)}")
-        for i, (b, f) in enumerate(zip(base, task, strict=True)):
-            if f.shape != b.shape or f.dtype != b.dtype or f.device != b.device:
-                raise ArgumentError(
-                    f"finetuned[{t}][{i}] must be {b.dtype} {list(b.shape)} on {b.device} like base, "
-                    f"got {f.dtype} {list(f.shape)} on {f.device}"
-                )
-    for i, b in enumerate(base):
-        if b.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ArgumentError(f"base[{i}] must be float32, bfloat16 or float16, got {b.dtype}")
+    base, tasks = list(base), len(finetuned)
+    weights = weight_table(weights, base, tasks)
+    check_lists(base, finetuned)
+    return OP(base, task_major(finetuned), weights, backend=backend) if base else []
