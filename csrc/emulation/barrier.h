@@ -15,8 +15,10 @@ inline unsigned block_barrier(bool predicate, const Site& site) {
   const unsigned generation = barrier.generation;
   barrier.site = site;
   barrier.votes[generation & 1] += predicate;
-  if (++barrier.arrived < block.alive) block.wait(barrier);
-  else block.release_if_complete();
+  if (++barrier.arrived < block.alive)
+    block.wait(barrier);
+  else
+    block.release_if_complete();
   return barrier.votes[generation & 1];
 }
 

@@ -46,7 +46,7 @@ struct Barrier : Meeting {
 
 struct WarpGroup : Meeting {
   unsigned mask = 0;
-  unsigned arrived = 0;       // bits of lanes
+  unsigned arrived = 0;        // bits of lanes
   uint64_t slots[2][32] = {};  // by parity: a fast lane may publish its next value before a slow one has read
 };
 

@@ -12,12 +12,11 @@
 // One launch at a time, on the calling thread. Needs the CUDA toolkit's headers, nothing else of it.
 #pragma once
 
-#include "emulation/types.h"
-
 #include "emulation/atomic.h"
 #include "emulation/barrier.h"
 #include "emulation/intrinsics.h"
 #include "emulation/launch.h"
+#include "emulation/types.h"
 #include "emulation/warp.h"
 
 #define threadIdx (cuda_emulation::current_thread->index)

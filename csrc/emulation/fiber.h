@@ -5,11 +5,12 @@
 // Compile without _FORTIFY_SOURCE: its longjmp refuses to jump between stacks.
 #pragma once
 
+#include <sys/mman.h>
+#include <ucontext.h>
+
 #include <csetjmp>
 #include <cstddef>
 #include <new>
-#include <sys/mman.h>
-#include <ucontext.h>
 
 namespace cuda_emulation {
 

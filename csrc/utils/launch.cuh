@@ -68,8 +68,12 @@ class Launcher {
               const std::type_identity_t<Parameters>&... args) const {
     if (shared_bytes > 48 * 1024)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-    kernel<<<dim3(static_cast<unsigned>(grid)), dim3(block), shared_bytes, stream_>>>(args...);
-    check(cudaGetLastError());
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(grid));
+    config.blockDim = dim3(block);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream_;
+    check(cudaLaunchKernelEx(&config, kernel, args...));
   }
 
  private:

@@ -152,8 +152,10 @@ __global__ void divergent_barrier(int* out) {
 }
 
 __global__ void divergent_warp(int* out) {
-  if (threadIdx.x < 16) out[0] = __shfl_sync(kAll, 1, 0);
-  else out[1] = __any_sync(kAll, 1);
+  if (threadIdx.x < 16)
+    out[0] = __shfl_sync(kAll, 1, 0);
+  else
+    out[1] = __any_sync(kAll, 1);
 }
 
 __global__ void mask_without_caller(int* out) { out[threadIdx.x] = __shfl_sync(0x0000ffffu, 1, 0); }
@@ -170,8 +172,10 @@ __global__ void read_outside_mask(int* out) {
 __global__ void read_missing_lane(int* out) { out[threadIdx.x] = __shfl_down_sync(kAll, 1, 1); }
 
 __global__ void deadlock(int* out) {
-  if (threadIdx.x == 0) __syncwarp();
-  else __syncthreads();
+  if (threadIdx.x == 0)
+    __syncwarp();
+  else
+    __syncthreads();
   out[0] = 1;
 }
 

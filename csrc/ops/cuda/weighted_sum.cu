@@ -1,8 +1,7 @@
-#include "ops/weighted_sum.h"
-
 #include <algorithm>
 
 #include "math/weighted_sum.h"
+#include "ops/weighted_sum.h"
 #include "utils/launch.cuh"
 #include "utils/vector.cuh"
 
@@ -97,9 +96,12 @@ struct Inputs {
 void launch(const Launcher& launcher, ScalarType type, const Batch& batch) {
   const int64_t grid = std::min<int64_t>(batch.chunks, launcher.multiprocessors() * kBlocksPerMultiprocessor);
   if (grid == 0) return;
-  if (type == ScalarType::Float) launcher.launch(weighted_sum_kernel<float>, grid, kThreads, 0, batch);
-  else if (type == ScalarType::Half) launcher.launch(weighted_sum_kernel<__half>, grid, kThreads, 0, batch);
-  else launcher.launch(weighted_sum_kernel<__nv_bfloat16>, grid, kThreads, 0, batch);
+  if (type == ScalarType::Float)
+    launcher.launch(weighted_sum_kernel<float>, grid, kThreads, 0, batch);
+  else if (type == ScalarType::Half)
+    launcher.launch(weighted_sum_kernel<__half>, grid, kThreads, 0, batch);
+  else
+    launcher.launch(weighted_sum_kernel<__nv_bfloat16>, grid, kThreads, 0, batch);
 }
 
 // Adds tensor i and its tasks [first, first + batch.tasks) to the batch.
