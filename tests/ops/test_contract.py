@@ -124,7 +124,9 @@ def test_forward_mode_is_refused_not_silently_zero(case):
     args = next(iter(case.samples.values()))(torch.float32)
     with torch.autograd.forward_ad.dual_level():
         dual = [
-            [torch.autograd.forward_ad.make_dual(a[0], torch.ones_like(a[0])), *a[1:]] if isinstance(a, list) else a
+            [torch.autograd.forward_ad.make_dual(a[0], torch.ones_like(a[0])), *a[1:]]
+            if isinstance(a, list) and isinstance(a[0], torch.Tensor)
+            else a
             for a in args
         ]
         if not any(isinstance(a, list) for a in args):
