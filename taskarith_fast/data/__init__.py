@@ -1,6 +1,7 @@
 """Tasks: labelled images in train, val and test splits, and batches of them."""
 
 from taskarith_fast.data.batches import batches
+from taskarith_fast.data.find import find_task
 from taskarith_fast.data.folder import load_folder
 from taskarith_fast.data.npz import load_npz, save_npz
 from taskarith_fast.data.pack import load_tasks
@@ -16,6 +17,7 @@ __all__ = [
     "SubsetSplit",
     "Task",
     "batches",
+    "find_task",
     "load_folder",
     "load_npz",
     "load_prompts",

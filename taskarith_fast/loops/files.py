@@ -1,0 +1,142 @@
+"""The loops from files to files, as the command line runs them: heads and encoder states are safetensors.
+
+A head's file says which encoder and classes it was trained for; using it with others is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from taskarith_fast import __version__, data
+from taskarith_fast.checkpoint import LazyState, check_destination, load_state_dict, save_state_dict
+from taskarith_fast.errors import ArgumentError, CheckpointError
+from taskarith_fast.loops.config import FINETUNE_PRESETS, PROBE_PRESETS, describe
+from taskarith_fast.loops.evaluate import Evaluation, evaluate, load_state
+from taskarith_fast.loops.finetune import finetune
+from taskarith_fast.loops.probe import probe
+from taskarith_fast.loops.runtime import resolve_device, threads
+from taskarith_fast.models import Head, load_encoder
+from taskarith_fast.progress import Progress
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """Which encoder a command works on."""
+
+    name: str
+    """As for `load_encoder`."""
+    image_size: int | None = None
+    """Side of the images in pixels; None takes the encoder's."""
+    depth: int | None = None
+    """Blocks kept, from the first; None keeps all."""
+
+    def load(self) -> nn.Module:
+        return load_encoder(self.name, image_size=self.image_size, depth=self.depth)
+
+
+def probe_to_file(
+    choice: EncoderChoice, task: data.Task, output: Path, *, preset: str, settings: Mapping[str, Any],
+    overwrite: bool, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Train a linear head on frozen features and save it; returns what was recorded with it."""
+    config = _configured(PROBE_PRESETS, preset, settings)
+    check_destination(output, overwrite)
+    result = probe(choice.load(), task, config, progress)
+    record = {
+        "kind": "head",
+        "normalize": result.head.normalize,
+        "val_accuracy": result.val_accuracy,
+        **_record(choice, task, describe(config)),
+    }
+    save_state_dict(result.head.state_dict(), output, metadata={"taskarith": json.dumps(record)}, overwrite=overwrite)
+    return record
+
+
+def finetune_to_file(
+    choice: EncoderChoice, task: data.Task, head: Path, output: Path, *, preset: str, settings: Mapping[str, Any],
+    overwrite: bool, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune the encoder with the head of a file frozen, and save its state; returns what was recorded with it."""
+    config = _configured(FINETUNE_PRESETS, preset, settings)
+    check_destination(output, overwrite)
+    result = finetune(choice.load(), read_head(head, task), task, config, progress)
+    record = {
+        "kind": "encoder",
+        "loss": [result.history["loss"][0], result.history["loss"][-1]],
+        **_record(choice, task, describe(config)),
+    }
+    save_state_dict(result.state, output, metadata={"taskarith": json.dumps(record)}, overwrite=overwrite)
+    return record
+
+
+def evaluate_files(
+    choice: EncoderChoice, state: Path | None, pairs: Sequence[tuple[data.Task, Path]], *, split: str, device: str,
+    num_threads: int | None, progress: Progress,
+) -> dict[str, Evaluation]:  # fmt: skip
+    """Evaluate an encoder state (the pre-trained one if None) on each task with the head of its file."""
+    heads = {task.name: read_head(path, task) for task, path in pairs}
+    where = resolve_device(device)
+    encoder = choice.load()
+    if state is not None:
+        load_state(encoder, load_state_dict(state))
+    encoder.to(where)
+    with threads(num_threads):
+        return {
+            task.name: evaluate(encoder, heads[task.name].to(where), task.splits[split])
+            for task, _ in progress.track(list(pairs), "evaluate")
+        }
+
+
+def read_head(path: Path, task: data.Task) -> Head:
+    """Read a head that `probe_to_file` wrote.
+
+    Raises:
+        CheckpointError: If the file is not such a head, or was trained for other classes than the task's.
+    """
+    state = load_state_dict(path)
+    record = _read_record(state)
+    if record.get("kind") != "head" or "weight" not in state:
+        raise CheckpointError(f"{path}: expected a head written by taskarith probe, got another checkpoint")
+    if record["classes"] != list(task.classes):
+        raise CheckpointError(
+            f"{path}: the head was trained for {len(record['classes'])} classes of {record['task']!r}, "
+            f"not for the {len(task.classes)} of {task.name!r}"
+        )
+    return Head(state["weight"], state.get("bias"), record["normalize"]).requires_grad_(False)
+
+
+def _read_record(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    try:
+        record = json.loads(state.metadata["taskarith"]) if isinstance(state, LazyState) else {}
+    except (KeyError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _record(choice: EncoderChoice, task: data.Task, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "encoder": {"name": choice.name, "image_size": choice.image_size, "depth": choice.depth},
+        "task": task.name,
+        "classes": list(task.classes),
+        "config": config,
+        "tool": f"taskarith_fast {__version__}",
+    }
+
+
+def _configured(presets: Mapping[str, Any], preset: str, settings: Mapping[str, Any]) -> Any:
+    """A preset with some fields replaced; an unknown preset or field is refused by name."""
+    if preset not in presets:
+        raise ArgumentError(f"preset must be one of {', '.join(presets)}; got {preset!r}")
+    unknown = [name for name in settings if name not in vars(presets[preset])]
+    if unknown:
+        raise ArgumentError(f"settings must be among {', '.join(vars(presets[preset]))}; got {unknown[0]!r}")
+    try:
+        return replace(presets[preset], **settings)
+    except TypeError as error:
+        raise ArgumentError(f"settings {dict(settings)}: {error}") from None
