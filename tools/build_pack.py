@@ -52,6 +52,7 @@ class Recipe:
         notice: First paragraph of the licence file.
         licence_files: Inside the first package; "@apache" stands for this repository's own LICENSE.
         near: Mean absolute difference, in [0, 1], below which two pictures belong together; 0: no such test.
+        per_group: Most pictures to take from one group, so that a long series does not fill a split.
     """
 
     read: Callable[[dict[str, Path]], Iterator[Example]]
@@ -62,6 +63,7 @@ class Recipe:
     notice: str
     licence_files: tuple[str, ...]
     near: float = 0.0
+    per_group: int | None = None
 
 
 RECIPES = {
@@ -93,6 +95,7 @@ RECIPES = {
         notice="A sample of the Python package animal-shape-mnist, copyright 2025 SinaSR-6.",
         licence_files=("animal_shape_mnist-0.39.dist-info/LICENSE",),
         near=0.03,
+        per_group=3,
     ),
     "clipart": Recipe(
         read=sources.read_clipart,
@@ -103,6 +106,7 @@ RECIPES = {
         notice="Drawings of the Open Clip Art Library, reduced in size; their folder is their class.",
         licence_files=("usr/share/doc/openclipart-png/copyright",),
         near=0.02,
+        per_group=3,
     ),
     "emoji": Recipe(
         read=sources.read_emoji,
@@ -115,6 +119,7 @@ RECIPES = {
         "(MIT License, text below).",
         licence_files=("package/LICENSE", "@apache"),
         near=0.02,
+        per_group=3,
     ),
     "devanagari": Recipe(
         read=sources.read_devanagari,
@@ -234,10 +239,13 @@ def assign(task: str, recipe: Recipe, examples: list[Example]) -> dict[str, list
 
     dealt: dict[str, list[Example]] = {split: [] for split in SPLITS}
     taken: Counter[tuple[str, int]] = Counter()
+    of_group: Counter[str] = Counter()
     quota = dict(zip(SPLITS, recipe.quota, strict=True))
     for example in sorted(examples, key=lambda e: hashlib.sha256(task.encode() + e.image.tobytes()).digest()):
         split = split_of(example)
-        if taken[split, example.label] < quota[split]:
+        full = recipe.per_group is not None and of_group[example.group] >= recipe.per_group
+        if taken[split, example.label] < quota[split] and not full:
+            of_group[example.group] += 1
             taken[split, example.label] += 1
             dealt[split].append(example)
     return dealt
