@@ -11,8 +11,9 @@ SPECTRA = ("flat", "spiked", "steep", "clustered")
 def matrix(spectrum: str, m: int, n: int, seed: int = 0) -> Tensor:
     """One float32 matrix, shape [m, n].
 
-    "flat" is noise, N(0, 1e-3). "spiked" adds 20 stronger directions, as fine-tuning does. "steep" loses a decade of
-    singular values every 20. "clustered" has three levels, 3, 2 and 1, at 40 and 90, each repeated up to 1e-4.
+    "flat" is noise, N(0, 1e-3). "spiked" adds 20 stronger directions, as fine-tuning does. "steep" loses a
+    decade of singular values every 20. "clustered" has three levels, 3, 2 and 1, at 40 and 90, each repeated
+    up to 1e-4.
 
     Args:
         spectrum: A name of SPECTRA.

@@ -1,10 +1,10 @@
 """CART: the average of the models plus the low-rank parts of their distances to it (Choi et al. 2024).
 
-    theta = theta_avg + scale sum_t SVD_r(theta_t - theta_avg)      for the matrices of the transformer's blocks
-    theta = theta_avg                                               for everything else
+    theta = theta_avg + scale sum_t SVD_r(theta_t - theta_avg)      for the matrices of the transformer's
+    blocks theta = theta_avg                                               for everything else
 
-The deltas sum to zero, so full rank and scale 0 both give the average, and the base model cancels out. A sweep over
-ranks and scales needs one decomposition, at the largest rank: `CartFactors`.
+The deltas sum to zero, so full rank and scale 0 both give the average, and the base model cancels out. A
+sweep over ranks and scales needs one decomposition, at the largest rank: `CartFactors`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _GROUP = 8  # matrices summed at once: enough work for every thread, little memo
 def is_cart_matrix(name: str, tensor: Tensor) -> bool:
     """Tell whether CART decomposes this tensor: a matrix inside a transformer block.
 
-    For open_clip's names this is the official test, "attn" or "mlp" in the name and neither "ln" nor "bias"; the other
-    words cover the layers of timm's and Hugging Face's ViTs that carry neither.
+    For open_clip's names this is the official test, "attn" or "mlp" in the name and neither "ln" nor "bias";
+    the other words cover the layers of timm's and Hugging Face's ViTs that carry neither.
 
     Args:
         name: The tensor's key.
@@ -53,17 +53,19 @@ def cart(
     split_qkv: bool = False,
     svd: str = "certified",
 ) -> dict[str, Tensor]:
-    """Merge by ``theta_avg + scale sum_t SVD_r(theta_t - theta_avg)`` in the blocks' matrices, by average elsewhere.
+    """Merge by ``theta_avg + scale sum_t SVD_r(theta_t - theta_avg)`` in the blocks' matrices, by average
+    elsewhere.
 
     Args:
         base: The pre-trained model; it cancels out, and gives the keys and the buffers.
         finetuned: T fine-tuned models.
         rank_ratio: Rank kept, ``r = max(1, int(rank_ratio min(m, n)))``, in (0, 1]; 1 gives the average.
         scale: lambda, not divided by T; 0 gives the average.
-        energy: If given, r is instead the least rank, for each matrix and task, whose squared singular values are at
-            least this fraction of their sum, in (0, 1]; `rank_ratio` is then not used.
-        split_qkv: Decompose the query, key and value of a fused projection one by one; by default it is one matrix.
-        svd: "certified" (excess residual below 1e-5, proven) or "exact" (float64), see `ops.truncated_svd`.
+        energy: If given, r is instead the least rank, for each matrix and task, whose squared singular values
+            are at least this fraction of their sum, in (0, 1]; `rank_ratio` is then not used.
+        split_qkv: Decompose the query, key and value of a fused projection one by one; by default it is one
+            matrix.
+        svd: "certified" (excess residual bounded by 1e-5) or "exact" (float64), see `ops.truncated_svd`.
 
     Returns:
         The merged state, in the key order of `base`. Matrices are computed in float32 and rounded once.
@@ -97,8 +99,9 @@ def cart(
 class CartFactors:
     """CART's decompositions, made once, for merging at many ranks and scales.
 
-    Decomposing 8 models at 16 % of full rank costs little more than at 8 %; each later rank costs one matrix product a
-    matrix, each later scale of the same rank one addition. Memory: ``T r (m + n)`` floats a matrix, and the average.
+    Decomposing 8 models at 16 % of full rank costs little more than at 8 %; each later rank costs one matrix
+    product a matrix, each later scale of the same rank one addition. Memory: ``T r (m + n)`` floats a matrix,
+    and the average.
     """
 
     def __init__(
@@ -138,7 +141,8 @@ class CartFactors:
                         self._blocks.append(_Block(block.name, block.rows, block.average, []))
 
     def merge(self, *, rank_ratio: float = 0.08, scale: float = 1.0) -> dict[str, Tensor]:
-        """Merge as `cart` does, from the stored factors; the sums of the last `rank_ratio` are kept for other scales.
+        """Merge as `cart` does, from the stored factors; the sums of the last `rank_ratio` are kept for other
+        scales.
 
         Args:
             rank_ratio: Rank kept, in (0, max_rank_ratio].
@@ -151,7 +155,7 @@ class CartFactors:
         _check_scale(scale)
         if rank_ratio > self.max_rank_ratio:
             raise ArgumentError(
-                f"rank_ratio must be at most max_rank_ratio={self.max_rank_ratio}, got {rank_ratio}; decompose further"
+                f"rank_ratio must be at most max_rank_ratio={self.max_rank_ratio}, got {rank_ratio}"
             )
         merged = {name: tensor.clone() for name, tensor in self._average.items()}
         if scale == 0 or rank_ratio == 1.0:
@@ -176,7 +180,8 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Factors:
-    """Truncated deltas of all tasks: left [T, m, r] is U S, right [T, r, n] is Vh, total [T] the squared norms."""
+    """Truncated deltas of all tasks: left [T, m, r] is U S, right [T, r, n] is Vh, total [T] the squared
+    norms."""
 
     left: Tensor
     right: Tensor
@@ -194,7 +199,9 @@ class _Factors:
     def sum_to_energy(self, energy: float) -> Tensor:
         kept = self.left.double().square().sum(1).cumsum(1)  # [T, r]
         short = kept < energy * self.total[:, None]
-        keep = torch.cat([torch.ones_like(short[:, :1]), short[:, :-1]], 1)  # the first that reaches it is still kept
+        keep = torch.cat(
+            [torch.ones_like(short[:, :1]), short[:, :-1]], 1
+        )  # the first that reaches it is still kept
         return (self.left * keep[:, None]).transpose(0, 1).flatten(1) @ self.right.flatten(0, 1)
 
 
@@ -209,7 +216,9 @@ def _blocks(base: State, finetuned: Sequence[State], name: str, split_qkv: bool)
 
 def _write(merged: dict[str, Tensor], blocks: Sequence[_Block], sums: Sequence[Tensor], scale: float) -> None:
     for block, total in zip(blocks, sums, strict=True):
-        merged[block.name][block.rows] = torch.add(block.average, total, alpha=scale).to(merged[block.name].dtype)
+        merged[block.name][block.rows] = torch.add(block.average, total, alpha=scale).to(
+            merged[block.name].dtype
+        )
 
 
 def _rank(rank_ratio: float, matrix: Tensor) -> int:

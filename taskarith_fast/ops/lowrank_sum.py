@@ -1,11 +1,13 @@
-r"""Sum the tasks' truncated deltas: ``out[i] = sum_t SVD_r(finetuned[t, i] - base[i])`` over a list of matrices.
+r"""Sum the tasks' truncated deltas: ``out[i] = sum_t SVD_r(finetuned[t, i] - base[i])`` over a list of
+matrices.
 
-This is CART's sum, with the average of the models as base (Choi et al. 2024, eq. 5). Every delta is formed once, in
-float32, and decomposed as `truncated_svd` does; the T products are then one, ``[U_1 S_1 .. U_T S_T] [Vh_1; ..; Vh_T]``,
-with the T r columns as its inner dimension: 2 m n T r FLOPs. Factors of at most 64 decompositions are held at a time.
+This is CART's sum, with the average of the models as base (Choi et al. 2024, eq. 5). Every delta is formed
+once, in float32, and decomposed as `truncated_svd` does; the T products are then one, ``[U_1 S_1 .. U_T S_T]
+[Vh_1; ..; Vh_T]``, with the T r columns as its inner dimension: 2 m n T r FLOPs. Factors of at most 64
+decompositions are held at a time.
 
-Not differentiable (see `truncated_svd`). Each decomposition and each block of columns is computed by one thread, so
-results do not depend on the thread count.
+Not differentiable (see `truncated_svd`). Each decomposition and each block of columns is computed by one
+thread, so results do not depend on the thread count.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from taskarith_fast.ops.truncated_svd import check_method, check_rank, refuse_gr
 SCHEMA = "(Tensor[] base, Tensor[] finetuned, int[] rank, str svd) -> Tensor[]"
 
 
-def lowrank_sum_reference(base: list[Tensor], finetuned: list[Tensor], rank: list[int], svd: str) -> list[Tensor]:
+def lowrank_sum_reference(
+    base: list[Tensor], finetuned: list[Tensor], rank: list[int], svd: str
+) -> list[Tensor]:
     """LAPACK's decompositions in float64, cut off and summed; `finetuned` is task-major [T * L]."""
     out = []
     for i, b in enumerate(base):

@@ -2,18 +2,20 @@ r"""The leading singular triplets of each matrix of a batch: ``D ~ U diag(S) Vh`
 
 Two methods, both through the Gram matrix G of the shorter side, N = min(m, n), M = max(m, n):
 
-* ``exact``: G in float64, Householder reduction to tridiagonal form, the r largest eigenvalues by bisection, their
-  vectors by inverse iteration, then the other side as one product. Cost: M N^2 + 4/3 N^3 + 2 N^2 r + 2 M N r FLOPs.
-* ``certified`` (default): the same in float32, about twice as fast. It then bounds what it lost: with theta_i = s_i^2
-  and r_i = ||D^T D v_i - theta_i v_i||, computed from D itself, the energy missed is at most
+* ``exact``: G in float64, Householder reduction to tridiagonal form, the r largest eigenvalues by bisection,
+  their vectors by inverse iteration, then the other side as one product. Cost:
+  M N^2 + 4/3 N^3 + 2 N^2 r + 2 M N r FLOPs.
+* ``certified`` (default): the same in float32, about twice as fast. It then bounds what it lost: with
+  theta_i = s_i^2 and r_i = ||D^T D v_i - theta_i v_i||, computed from D itself, the energy missed is at most
   ``sum_i min(r_i, r_i^2 / (theta_i - lambda_{r+1}))``, and half of that over the energy left out bounds the excess
-  ``||D - D_r|| / optimum - 1``. A matrix whose bound is above 1e-5, or whose spectrum shows beforehand that float32
-  cannot reach it, is decomposed by ``exact``. So are ranks above N / 2 and matrices with N <= 64.
+  ``||D - D_r|| / optimum - 1``. A matrix whose bound is above 1e-5, or whose spectrum shows beforehand that
+  float32 cannot reach it, is decomposed by ``exact``. So are ranks above N / 2 and matrices with N <= 64.
 
-D_r minimises ||D - D_r||_F; where s_r = s_{r+1} the minimiser is not unique, and two exact methods may differ.
+D_r minimises ||D - D_r||_F; where s_r = s_{r+1} the minimiser is not unique, and two exact methods may
+differ.
 
-Not differentiable: the derivative grows as 1 / (s_i^2 - s_j^2), and nothing here needs it. One matrix is computed by
-one thread, so results do not depend on the thread count.
+Not differentiable: the derivative grows as 1 / (s_i^2 - s_j^2), and nothing here needs it. One matrix is
+computed by one thread, so results do not depend on the thread count.
 """
 
 from __future__ import annotations
@@ -53,14 +55,15 @@ def truncated_svd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the r largest singular values and their vectors, matrix by matrix.
 
-    Signs: the entry of largest magnitude of every row of Vh is positive. Singular values descend; those that vanish at
-    float64 rounding of the largest are 0, with orthonormal vectors all the same. The excess residual over the optimum
-    is below 1e-5 wherever float32 factors can express it, that is where the optimum is above about 1e-5 ||D||.
+    The entry of largest magnitude of every row of Vh is positive, which fixes the signs. Singular values
+    descend; those that vanish at float64 rounding of the largest are 0, with orthonormal vectors all the same.
+    The excess residual over the optimum is below 1e-5 wherever float32 factors can express it, that is where
+    the optimum is above about 1e-5 ||D||.
 
     Args:
         matrices: Shape [L, m, n] or [m, n], float32, bfloat16 or float16, finite.
         rank: r, between 1 and min(m, n).
-        svd: "certified" (float32 with a proof, else float64) or "exact" (float64).
+        svd: "certified" (float32 with a bound on its error, else float64) or "exact" (float64).
         backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated".
 
     Returns:
@@ -85,7 +88,9 @@ def truncated_svd(
 def check_rank(name: str, rank: int, shape: torch.Size) -> None:
     """Refuse a rank outside [1, min(m, n)] for a matrix of this shape."""
     if not 1 <= rank <= min(shape[-2:]):
-        raise ArgumentError(f"{name} must be in [1, {min(shape[-2:])}] for a matrix {list(shape[-2:])}, got {rank}")
+        raise ArgumentError(
+            f"{name} must be in [1, {min(shape[-2:])}] for a matrix {list(shape[-2:])}, got {rank}"
+        )
 
 
 def check_method(svd: str) -> None:
@@ -97,4 +102,6 @@ def check_method(svd: str) -> None:
 def refuse_gradient(name: str, *tensors: Tensor) -> None:
     """Refuse to cut a gradient silently."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        raise ArgumentError(f"{name} is not differentiable; call it under torch.no_grad() or detach its arguments")
+        raise ArgumentError(
+            f"{name} is not differentiable; call it under torch.no_grad() or detach its arguments"
+        )

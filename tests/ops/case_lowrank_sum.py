@@ -36,12 +36,15 @@ def _truth(base, finetuned, ranks, svd):
 
 
 def _compare(args, out, eager, truth):
-    """To one rounding of the type, and a part of the deltas' size: the subspaces of float32 vectors differ a little."""
+    """To one rounding of the type, and a part of the deltas' size: the subspaces of float32 vectors differ a
+    little."""
     base, finetuned, *_ = args
     for i, (o, t) in enumerate(zip(out, truth, strict=True)):
         size = sum(float((f.double() - base[i].double()).norm()) for f in finetuned[i :: len(base)])
         error = float((o.double() - t).norm())
-        assert error <= torch.finfo(o.dtype).eps * float(t.norm()) + 1e-4 * size, f"output {i}: error {error}, size {size}"
+        assert error <= torch.finfo(o.dtype).eps * float(t.norm()) + 1e-4 * size, (
+            f"output {i}: error {error}, size {size}"
+        )
 
 
 CASE = OpCase(

@@ -25,7 +25,11 @@ def _strided(dtype):
 
 def _deficient(dtype):
     g = generator()
-    return (torch.randn((2, 90, 4), generator=g) @ torch.randn((2, 4, 70), generator=g)).to(dtype), 9, "certified"
+    return (
+        (torch.randn((2, 90, 4), generator=g) @ torch.randn((2, 4, 70), generator=g)).to(dtype),
+        9,
+        "certified",
+    )
 
 
 def _truth(matrices, rank, svd):

@@ -37,7 +37,9 @@ def test_bad_input_is_named():
         lowrank_sum(base, [model], [1, 2])
     with pytest.raises(ArgumentError, match=r"finetuned\[1\] must hold 1 matrices like base, got 0"):
         lowrank_sum(base, [model, []], 1)
-    with pytest.raises(ArgumentError, match=r"finetuned\[0\]\[0\] must be torch.float32 \[6, 4\] on cpu like base, got"):
+    with pytest.raises(
+        ArgumentError, match=r"finetuned\[0\]\[0\] must be torch.float32 \[6, 4\] on cpu like base, got"
+    ):
         lowrank_sum(base, [[torch.randn(4, 6)]], 1)
     with pytest.raises(ArgumentError, match=r"base\[0\] must be a float32, bfloat16 or float16 matrix"):
         lowrank_sum([torch.randn(6)], [], 1)
