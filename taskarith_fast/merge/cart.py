@@ -1,7 +1,7 @@
 """CART: the average of the models plus the low-rank parts of their distances to it (Choi et al. 2024).
 
-    theta = theta_avg + scale sum_t SVD_r(theta_t - theta_avg)      for the matrices of the transformer's
-    blocks theta = theta_avg                                               for everything else
+    theta = theta_avg + scale sum_t SVD_r(theta_t - theta_avg)      for the matrices of transformer blocks
+    theta = theta_avg                                               for everything else
 
 The deltas sum to zero, so full rank and scale 0 both give the average, and the base model cancels out. A
 sweep over ranks and scales needs one decomposition, at the largest rank: `CartFactors`.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.merge.arithmetic import average
-from taskarith_fast.merge.common import State, check_compatible, check_fraction
+from taskarith_fast.merge.common import State, check_fraction
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
 from taskarith_fast.ops.truncated_svd import check_method, truncated_svd
 from taskarith_fast.ops.weighted_sum import weighted_sum
@@ -37,10 +37,10 @@ def is_cart_matrix(name: str, tensor: Tensor) -> bool:
 
     Args:
         name: The tensor's key.
-        tensor: The tensor; only its shape is read.
+        tensor: The tensor; only its shape and dtype are read.
     """
     inside = any(word in name for word in _BLOCK_WORDS) and not any(word in name for word in _OTHER_WORDS)
-    return inside and tensor.dim() == 2 and tensor.numel() > 0
+    return inside and tensor.dim() == 2 and tensor.numel() > 0 and tensor.is_floating_point()
 
 
 def cart(
@@ -53,8 +53,7 @@ def cart(
     split_qkv: bool = False,
     svd: str = "certified",
 ) -> dict[str, Tensor]:
-    """Merge by ``theta_avg + scale sum_t SVD_r(theta_t - theta_avg)`` in the blocks' matrices, by average
-    elsewhere.
+    """Merge the blocks' matrices by ``theta_avg + scale sum_t SVD_r(theta_t - theta_avg)``, average the rest.
 
     Args:
         base: The pre-trained model; it cancels out, and gives the keys and the buffers.
@@ -82,10 +81,11 @@ def cart(
     merged = average(base, finetuned)
     if scale == 0 or (energy or rank_ratio) == 1.0:
         return merged
-    names = [name for name in check_compatible(base, finetuned) if is_cart_matrix(name, base[name])]
+    names = [name for name in base if is_cart_matrix(name, base[name])]
     with torch.no_grad():
         for i in range(0, len(names), _GROUP):
-            blocks = [b for name in names[i : i + _GROUP] for b in _blocks(base, finetuned, name, split_qkv)]
+            group = names[i : i + _GROUP]
+            blocks = [b for name in group for b in _blocks(merged[name], finetuned, name, split_qkv)]
             if energy is None:
                 ranks = [_rank(rank_ratio, b.average) for b in blocks]
                 models = [[b.models[t] for b in blocks] for t in range(len(finetuned))]
@@ -134,9 +134,9 @@ class CartFactors:
         self._factors: list[_Factors] = []
         self._sums: tuple[float, list[Tensor]] | None = None
         with torch.no_grad():
-            for name in check_compatible(base, finetuned):
-                if is_cart_matrix(name, base[name]):
-                    for block in _blocks(base, finetuned, name, split_qkv):
+            for name, mean in self._average.items():
+                if is_cart_matrix(name, mean):
+                    for block in _blocks(mean, finetuned, name, split_qkv):
                         self._factors.append(_Factors.of(block, _rank(max_rank_ratio, block.average), svd))
                         self._blocks.append(_Block(block.name, block.rows, block.average, []))
 
@@ -205,13 +205,16 @@ class _Factors:
         return (self.left * keep[:, None]).transpose(0, 1).flatten(1) @ self.right.flatten(0, 1)
 
 
-def _blocks(base: State, finetuned: Sequence[State], name: str, split_qkv: bool) -> list[_Block]:
-    tensors = [state[name].detach().float() for state in (base, *finetuned)]
-    mean = weighted_sum(tensors[:1], [[t] for t in tensors[1:]], [1.0 / len(finetuned)] * len(finetuned))[0]
+def _blocks(mean: Tensor, finetuned: Sequence[State], name: str, split_qkv: bool) -> list[_Block]:
+    models = [model[name].detach() for model in finetuned]
+    if mean.dtype != torch.float32:  # a rounded mean would leave its rounding in every delta
+        models = [model.float() for model in models]
+        mean = weighted_sum(models[:1], [[model] for model in models], [1.0 / len(models)] * len(models))[0]
     rows = mean.shape[0]
-    step = rows // 3 if split_qkv and any(word in name for word in _FUSED_WORDS) and rows % 3 == 0 else rows
+    split = split_qkv and any(word in name for word in _FUSED_WORDS) and rows % 3 == 0
+    step = rows // 3 if split else rows
     slices = [slice(first, first + step) for first in range(0, rows, step)]
-    return [_Block(name, s, mean[s], [t[s] for t in tensors[1:]]) for s in slices]
+    return [_Block(name, s, mean[s], [model[s] for model in models]) for s in slices]
 
 
 def _write(merged: dict[str, Tensor], blocks: Sequence[_Block], sums: Sequence[Tensor], scale: float) -> None:

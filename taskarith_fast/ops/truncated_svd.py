@@ -3,12 +3,12 @@ r"""The leading singular triplets of each matrix of a batch: ``D ~ U diag(S) Vh`
 Two methods, both through the Gram matrix G of the shorter side, N = min(m, n), M = max(m, n):
 
 * ``exact``: G in float64, Householder reduction to tridiagonal form, the r largest eigenvalues by bisection,
-  their vectors by inverse iteration, then the other side as one product. Cost:
-  M N^2 + 4/3 N^3 + 2 N^2 r + 2 M N r FLOPs.
+  their vectors by inverse iteration, then the other side as one product.
+  Cost: M N^2 + 4/3 N^3 + 2 N^2 r + 2 M N r FLOPs.
 * ``certified`` (default): the same in float32, about twice as fast. It then bounds what it lost: with
   theta_i = s_i^2 and r_i = ||D^T D v_i - theta_i v_i||, computed from D itself, the energy missed is at most
-  ``sum_i min(r_i, r_i^2 / (theta_i - lambda_{r+1}))``, and half of that over the energy left out bounds the excess
-  ``||D - D_r|| / optimum - 1``. A matrix whose bound is above 1e-5, or whose spectrum shows beforehand that
+  ``sum_i min(r_i, r_i^2 / (theta_i - lambda_{r+1}))``, and half of that over the energy left out bounds the
+  excess ``||D - D_r|| / optimum - 1``. A matrix whose bound is above 1e-5, or whose spectrum shows beforehand that
   float32 cannot reach it, is decomposed by ``exact``. So are ranks above N / 2 and matrices with N <= 64.
 
 D_r minimises ||D - D_r||_F; where s_r = s_{r+1} the minimiser is not unique, and two exact methods may
@@ -56,8 +56,8 @@ def truncated_svd(
     """Find the r largest singular values and their vectors, matrix by matrix.
 
     The entry of largest magnitude of every row of Vh is positive, which fixes the signs. Singular values
-    descend; those that vanish at float64 rounding of the largest are 0, with orthonormal vectors all the same.
-    The excess residual over the optimum is below 1e-5 wherever float32 factors can express it, that is where
+    descend; those that vanish at float64 rounding of the largest are 0, with orthonormal vectors even so. The
+    excess residual over the optimum is below 1e-5 wherever float32 factors can express it, that is where
     the optimum is above about 1e-5 ||D||.
 
     Args:
