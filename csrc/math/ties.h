@@ -36,7 +36,11 @@ template <Combine C>
 TASKARITH_HOST_DEVICE double add_agreeing(double total, double delta, double sign) {
   const double along = delta * sign;
   if constexpr (C == Combine::kMax) return along > total ? along : total;
-  return total + (along > 0 ? delta : 0.0);
+  return along > 0 ? total + delta : total;
+}
+
+TASKARITH_HOST_DEVICE double count_agreeing(double count, double delta, double sign) {
+  return delta * sign > 0 ? count + 1.0 : count;
 }
 
 template <Combine C>

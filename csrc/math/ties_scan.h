@@ -18,8 +18,12 @@ constexpr uint32_t kNan = 0x7F800001u;    // the largest magnitude
 constexpr uint32_t kAbove = 0x7FFFFFFFu;  // above every magnitude
 constexpr int64_t kScanSlack = 16;
 
-inline __attribute__((always_inline)) uint32_t magnitude_bits(float finetuned, float base) {
-  const uint32_t bits = __builtin_bit_cast(uint32_t, finetuned - base) & 0x7FFFFFFFu;
+inline __attribute__((always_inline)) uint32_t magnitude_bits(float delta) {
+  return __builtin_bit_cast(uint32_t, delta) & 0x7FFFFFFFu;
+}
+
+inline __attribute__((always_inline)) uint32_t ordered_magnitude(float delta) {
+  const uint32_t bits = magnitude_bits(delta);
   return bits < kNan ? bits : kNan;
 }
 
@@ -39,7 +43,7 @@ namespace {
 TASKARITH_SIMD void fill_magnitudes(const float* __restrict finetuned, const float* __restrict base,
                                     uint32_t* __restrict bits, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) bits[i] = magnitude_bits(finetuned[i], base[i]);
+  for (int64_t i = 0; i < n; ++i) bits[i] = ordered_magnitude(finetuned[i] - base[i]);
 }
 
 // Counts n elements against the bracket and writes those strictly inside, in order, to `inside`, which has room for

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
-from taskarith_fast.ops.weighted_sum import _check_lists
+from taskarith_fast.ops._lists import check_lists
 
 SCHEMA = "(Tensor[] base, Tensor[] finetuned, int[] k, str scope) -> (Tensor, Tensor)"
 SCOPES = ("global", "tensor", "row")
-_NAN = 0x7F800001
+NAN_MAGNITUDE = 0x7F800001
 
 
 def row_count(x: Tensor) -> int:
@@ -47,7 +47,7 @@ def segment_count(base: Sequence[Tensor], scope: str) -> int:
 def magnitude_bits(finetuned: Tensor, base: Tensor) -> Tensor:
     """Magnitudes of the float32 deltas, flattened, as int32 of the same order; every NaN is one value on top."""
     bits = (finetuned.float() - base.float()).reshape(-1).contiguous().view(torch.int32)
-    return (bits & 0x7FFFFFFF).clamp(max=_NAN)
+    return (bits & 0x7FFFFFFF).clamp(max=NAN_MAGNITUDE)
 
 
 def kth_magnitude_reference(
@@ -129,7 +129,7 @@ def kth_magnitude(
         BackendError: If `backend` is absent.
     """
     base = list(base)
-    _check_lists(base, finetuned)
+    check_lists(base, finetuned)
     if scope not in SCOPES:
         raise ArgumentError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}")
     counts = [k] if isinstance(k, int) else [int(count) for count in k]

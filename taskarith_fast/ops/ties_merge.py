@@ -11,7 +11,7 @@ coordinate j is merged on its own:
    nothing by max, as in the published code);
 3. m_j = mean, sum, or entry of the largest magnitude, of the nonzero d_tj whose sign is s_j; 0 if there is none.
 
-out = base + scale * m. Whether an entry is kept is decided on the float32 delta; votes and sums run over the tasks in
+out = base + scale * m. Whether an entry is kept is decided on the float32 delta (a NaN is, always); votes and sums run over the tasks in
 order in float64, and the result is rounded once: one task, kept whole, at scale 1 gives back its own bytes. T + 1 reads
 and one write of every element; blocks with zero votes may be read twice, and the two norm rules read all inputs once
 more. Not differentiable: trimming and election are steps.
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
-from taskarith_fast.ops.kth_magnitude import SCOPES, magnitude_bits, row_count, segment_count
-from taskarith_fast.ops.weighted_sum import _check_lists
+from taskarith_fast.ops.kth_magnitude import NAN_MAGNITUDE, SCOPES, magnitude_bits, row_count, segment_count
+from taskarith_fast.ops._lists import check_lists
 
 SCHEMA = (
     "(Tensor[] base, Tensor[] finetuned, Tensor thresholds, Tensor cutoffs, float scale, str elect, str combine, "
@@ -60,7 +60,7 @@ def ties_merge_reference(
         task = finetuned[t * len(base) : (t + 1) * len(base)]
         bits = torch.cat([magnitude_bits(f, b) for f, b in zip(task, base, strict=True)])
         limit = magnitude_bits(thresholds[:, t], torch.zeros_like(thresholds[:, t]))[segment]
-        kept = (bits > limit) | ((bits == limit) & (position < cutoffs[segment, t]))
+        kept = (bits > limit) | ((bits == limit) & (position < cutoffs[segment, t])) | (bits == NAN_MAGNITUDE)
         deltas[t] = torch.where(kept, torch.cat([f.reshape(-1).double() for f in task]) - flat, 0.0)
     out = flat + scale * _combine(deltas, _elected_signs(deltas, elect, combine, zero_sign), combine)
     parts = out.split([b.numel() for b in base])
@@ -171,7 +171,7 @@ def ties_merge(
         BackendError: If `backend` is absent.
     """
     base = list(base)
-    _check_lists(base, finetuned)
+    check_lists(base, finetuned)
     for name, value, known in (
         ("elect", elect, ELECTS),
         ("combine", combine, COMBINES),

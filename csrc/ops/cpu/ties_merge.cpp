@@ -35,8 +35,8 @@ struct Rules {
 };
 
 struct Strip {
-  alignas(64) float base[kStrip], finetuned[4][kStrip], count[kStrip], out[kStrip];
-  alignas(64) double base64[kStrip], vote[kStrip], sign[kStrip], total[kStrip];
+  alignas(64) float base[kStrip], finetuned[4][kStrip], out[kStrip];
+  alignas(64) double base64[kStrip], vote[kStrip], sign[kStrip], total[kStrip], count[kStrip];
   std::vector<double> deltas;         // [T, kStrip], zero where trimmed
   std::vector<uint32_t> thresholds;   // [T], of the run at hand
 
@@ -45,21 +45,20 @@ struct Strip {
 
 struct Tally {
   int64_t signs = 0;        // sum of the elected signs
-  bool undecided = false;   // some coordinate has kept deltas and no elected sign
+  bool undecided = false;   // some coordinate merged deltas of a sign that was not elected
 };
 
 TASKARITH_SIMD void start_strip(const float* __restrict base, double* __restrict base64, double* __restrict vote,
-                                double* __restrict total, float* __restrict count, int64_t n) {
+                                double* __restrict total, double* __restrict count, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     base64[i] = base[i];
-    vote[i] = total[i] = 0;
-    count[i] = 0;
+    vote[i] = total[i] = count[i] = 0;
   }
 }
 
 inline __attribute__((always_inline)) double trimmed(float finetuned, float base, double base64, uint32_t threshold) {
-  return magnitude_bits(finetuned, base) >= threshold ? static_cast<double>(finetuned) - base64 : 0.0;
+  return magnitude_bits(finetuned - base) >= threshold ? static_cast<double>(finetuned) - base64 : 0.0;
 }
 
 template <Elect E>
@@ -126,7 +125,7 @@ TASKARITH_SIMD int64_t resolve(const double* __restrict vote, double undecided, 
 template <Combine C>
 inline __attribute__((always_inline)) void combine_tasks(const double* __restrict deltas, int64_t tasks,
                                                          const double* __restrict sign, double* __restrict total,
-                                                         float* __restrict count, int64_t n) {
+                                                         double* __restrict count, int64_t n) {
   int64_t t = 0;
   for (; t + 4 <= tasks; t += 4) {
     const double *d0 = deltas + t * kStrip, *d1 = d0 + kStrip, *d2 = d1 + kStrip, *d3 = d2 + kStrip;
@@ -136,8 +135,8 @@ inline __attribute__((always_inline)) void combine_tasks(const double* __restric
       total[i] = add_agreeing<C>(
           add_agreeing<C>(add_agreeing<C>(add_agreeing<C>(total[i], d0[i], s), d1[i], s), d2[i], s), d3[i], s);
       if constexpr (C == Combine::kMean)
-        count[i] += (d0[i] * s > 0 ? 1.0f : 0.0f) + (d1[i] * s > 0 ? 1.0f : 0.0f) + (d2[i] * s > 0 ? 1.0f : 0.0f) +
-                    (d3[i] * s > 0 ? 1.0f : 0.0f);
+        count[i] = count_agreeing(
+            count_agreeing(count_agreeing(count_agreeing(count[i], d0[i], s), d1[i], s), d2[i], s), d3[i], s);
     }
   }
   for (; t < tasks; ++t) {
@@ -145,13 +144,13 @@ inline __attribute__((always_inline)) void combine_tasks(const double* __restric
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       total[i] = add_agreeing<C>(total[i], d[i], sign[i]);
-      if constexpr (C == Combine::kMean) count[i] += d[i] * sign[i] > 0 ? 1.0f : 0.0f;
+      if constexpr (C == Combine::kMean) count[i] = count_agreeing(count[i], d[i], sign[i]);
     }
   }
 }
 
 TASKARITH_SIMD void combine_strip(Combine rule, const double* deltas, int64_t tasks, const double* sign, double* total,
-                            float* count, int64_t n) {
+                                  double* count, int64_t n) {
   switch (rule) {
     case Combine::kMean: return combine_tasks<Combine::kMean>(deltas, tasks, sign, total, count, n);
     case Combine::kSum: return combine_tasks<Combine::kSum>(deltas, tasks, sign, total, count, n);
@@ -160,26 +159,23 @@ TASKARITH_SIMD void combine_strip(Combine rule, const double* deltas, int64_t ta
 }
 
 template <Combine C>
-inline __attribute__((always_inline)) void add_merged(const Strip& x, double scale, float* __restrict out, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i)
+inline __attribute__((always_inline)) bool add_merged(const Strip& x, double scale, float* __restrict out, int64_t n) {
+  double undecided = 0;
+#pragma omp simd reduction(+ : undecided)
+  for (int64_t i = 0; i < n; ++i) {
     out[i] = static_cast<float>(x.base64[i] + scale * merged_delta<C>(x.total[i], x.count[i], x.sign[i]));
+    undecided += x.vote[i] == 0 && x.total[i] != 0 ? 1.0 : 0.0;
+  }
+  return undecided != 0;
 }
 
-TASKARITH_SIMD void finish_strip(Combine rule, const Strip& x, double scale, float* out, int64_t n) {
+// Returns whether a zero vote mattered: whether deltas of the sign given to it were merged.
+TASKARITH_SIMD bool finish_strip(Combine rule, const Strip& x, double scale, float* out, int64_t n) {
   switch (rule) {
     case Combine::kMean: return add_merged<Combine::kMean>(x, scale, out, n);
     case Combine::kSum: return add_merged<Combine::kSum>(x, scale, out, n);
-    case Combine::kMax: return add_merged<Combine::kMax>(x, scale, out, n);
+    default: return add_merged<Combine::kMax>(x, scale, out, n);
   }
-}
-
-// Deltas and a zero vote with agreeing positive deltas: nothing was elected where it matters.
-TASKARITH_SIMD bool any_undecided(const double* __restrict vote, const double* __restrict total, int64_t n) {
-  int found = 0;
-#pragma omp simd reduction(| : found)
-  for (int64_t i = 0; i < n; ++i) found |= vote[i] == 0 && total[i] != 0;
-  return found != 0;
 }
 
 TASKARITH_SIMD double sum_of_squares(const double* __restrict x, int64_t n) {
@@ -213,7 +209,8 @@ void for_runs(const Inputs& x, const Block& block, std::vector<uint32_t>& thresh
     for (int64_t t = 0; t < x.tasks; ++t) {
       const int64_t kept = x.cutoffs[place.segment * x.tasks + t] - place.position;
       if (kept > 0) n = std::min(n, kept);
-      thresholds[t] = x.thresholds[place.segment * x.tasks + t] + (kept > 0 ? 0 : 1);
+      const uint32_t threshold = x.thresholds[place.segment * x.tasks + t];
+      thresholds[t] = kept > 0 ? threshold : std::min(threshold + 1, kNan);  // a NaN is never trimmed away
     }
     f(begin, n);
     begin += n;
@@ -233,8 +230,7 @@ Tally merge_block(const Inputs& x, const Rules& rules, const Block& block, Strip
     elect_strip(x, rules.elect, rules.shares.data(), block.tensor, begin, n, strip);
     tally.signs += resolve(strip.vote, rules.undecided, strip.sign, n);
     combine_strip(rules.combine, strip.deltas.data(), x.tasks, strip.sign, strip.total, strip.count, n);
-    tally.undecided |= any_undecided(strip.vote, strip.total, n);
-    finish_strip(rules.combine, strip, rules.scale, strip.out, n);
+    tally.undecided |= finish_strip(rules.combine, strip, rules.scale, strip.out, n);
     stream_block<kStrip>(strip.out, x.out[block.tensor], x.types[block.tensor], begin, n);
   });
   return tally;
@@ -304,7 +300,7 @@ TensorList ties_merge_cpu(TensorList base, TensorList finetuned, Tensor threshol
   }
   for (const Tensor& f : finetuned) x.finetuned.push_back(f.const_data_ptr());
   const float* values = thresholds.const_data_ptr<float>();
-  for (int64_t i = 0; i < thresholds.numel(); ++i) x.thresholds.push_back(magnitude_bits(values[i], 0.0f));
+  for (int64_t i = 0; i < thresholds.numel(); ++i) x.thresholds.push_back(ordered_magnitude(values[i]));
   merge_all(x, {parse_elect(elect), parse_combine(combine), scale, zero_sign == "zero" ? 0.0 : 1.0,
                 std::vector<double>(tasks, 1)}, zero_sign == "global_majority");
   return out;
