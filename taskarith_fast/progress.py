@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -64,7 +64,7 @@ class Progress:
 
     def track(self, items: Iterable[T], label: str, total: float | None = None) -> Iterator[T]:
         """Yield `items` under a bar; the length is asked of `items` where `total` is not given."""
-        if total is None and hasattr(items, "__len__"):
+        if total is None and isinstance(items, Sized):
             total = len(items)
         with self.stage(label, total) as stage:
             for item in items:

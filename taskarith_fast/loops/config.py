@@ -34,6 +34,8 @@ class ProbeConfig:
     """Decoupled decay of adamw; the paper gives none for the head, this is its value for the encoder."""
     cs: tuple[float, ...] = (0.02,)
     """Grid of C for lbfgs: inverse strength of the L2 penalty, as scikit-learn counts it."""
+    standardize: bool = True
+    """lbfgs penalises the weights of features scaled to zero mean and unit variance."""
     max_iterations: int = 500
     """Most iterations of lbfgs for one C."""
     tolerance: float = 1e-5
@@ -88,11 +90,11 @@ class FinetuneConfig:
     label_smoothing: float = 0.0
     """Share of the target probability spread evenly over the classes."""
     trainable: str = "full"
-    """Encoder tensors that are trained: "full", "qkvo" (attention matrices, Jin 2024), or its sets p1 to p4."""
+    """Encoder tensors that are trained: "full", "qkvo" (attention matrices), or Jin 2024's sets p1 to p4."""
     train_head: bool = False
     """Train the head along with the encoder (the papers' full fine-tuning), or leave it as it is."""
     augment: bool = False
-    """Random crops and flips of the training images."""
+    """Random shifts of the training images, by up to a fourteenth of their side."""
     seed: int = 0
     """Seed of the order of the images, of the augmentation, and of a head made here."""
     image_size: int | None = None
@@ -151,12 +153,13 @@ def _positive_grid(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 PROBE_PRESETS = {
     "paper": ProbeConfig(),
-    "demo": ProbeConfig(solver="lbfgs"),
+    "demo": ProbeConfig(solver="lbfgs", cs=(0.006, 0.02, 0.06, 0.2)),
 }
 """Linear probing by name: as Hazimeh et al. 2024 describe it, and as the demo runs it."""
 
 _PAPER = FinetuneConfig()
-_DEMO = FinetuneConfig(epochs=4, batch_size=32, lr=5e-5, warmup=0, schedule="linear")
+# AdamW's first steps have full size whatever the gradient: without a warm-up they throw the encoder far off.
+_DEMO = FinetuneConfig(epochs=4, batch_size=32, lr=5e-5, warmup=8, schedule="linear")
 
 FINETUNE_PRESETS = {
     "paper": _PAPER,

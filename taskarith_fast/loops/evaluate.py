@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +89,7 @@ def evaluate_tasks(
 
 
 class StateEvaluator:
-    """Evaluates encoder states, such as merged ones, on a fixed set of tasks: ``evaluator(state) ->
-    Evaluations``.
+    """Evaluates encoder states, such as merged ones, on a fixed set of tasks: call it with a state.
 
     Args:
         encoder: The module the states are for. It is worked on in place: its weights are those of the state
@@ -110,7 +110,11 @@ class StateEvaluator:
         precision: str = "float32",
     ) -> None:
         self.encoder, self.heads, self.splits = encoder, dict(heads), dict(splits)
-        self._options = {"batch_size": batch_size, "image_size": image_size, "precision": precision}
+        self._options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "image_size": image_size,
+            "precision": precision,
+        }
 
     def __call__(self, state: Mapping[str, Tensor]) -> dict[str, Evaluation]:
         """Load `state` into the encoder and evaluate every task.
@@ -119,7 +123,7 @@ class StateEvaluator:
             CheckpointError: If the state's names or shapes are not the encoder's.
         """
         load_state(self.encoder, state)
-        return evaluate_tasks(self.encoder, self.heads, self.splits, **self._options)  # type: ignore[arg-type]
+        return evaluate_tasks(self.encoder, self.heads, self.splits, **self._options)
 
 
 def load_state(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -224,16 +228,16 @@ def seeds_stderr(values: Sequence[float]) -> float:
 
 
 def batches_of(
-    encoder: nn.Module, split: data.Split, *, batch_size: int, image_size: int | None, device: torch.device
+    encoder: Any, split: data.Split, *, batch_size: int, image_size: int | None, **options: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The split's images in their order, prepared as the encoder wants them."""
+    """`data.batches` of a split, prepared as the encoder wants its images; `options` go there too."""
     return data.batches(
         split,
         batch_size=batch_size,
         image_size=image_size or encoder.image_size,
         mean=encoder.mean,
         std=encoder.std,
-        device=device,
+        **options,
     )
 
 

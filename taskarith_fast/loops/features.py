@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +57,7 @@ class FeatureCache:
         self, encoder: nn.Module, *, batch_size: int = BATCH_SIZE, image_size: int | None = None
     ) -> None:
         self.encoder = encoder
-        self._options = {"batch_size": batch_size, "image_size": image_size}
+        self._options: dict[str, Any] = {"batch_size": batch_size, "image_size": image_size}
         # The split is kept beside its features, so that its id cannot pass to another object.
         self._kept: dict[int, tuple[data.Split, Tensor, Tensor]] = {}
 

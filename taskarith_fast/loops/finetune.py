@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from taskarith_fast import data
 from taskarith_fast.errors import ArgumentError, TaskarithError
 from taskarith_fast.loops.config import FinetuneConfig
+from taskarith_fast.loops.evaluate import batches_of
 from taskarith_fast.loops.runtime import autocast, resolve_device, threads
 from taskarith_fast.loops.schedule import learning_rate
 from taskarith_fast.models import Head, linear_layer_names, random_head
@@ -136,7 +138,7 @@ def _train(
     with threads(config.threads), _seeded(config.seed, device):
         # Model: copies, with gradients only where they are used.
         model = copy.deepcopy(encoder).to(device).train()
-        heads = {
+        classifiers = {
             name: copy.deepcopy(head).to(device).requires_grad_(config.train_head)
             for name, head in heads.items()
         }
@@ -149,10 +151,14 @@ def _train(
         steps = config.total_steps(sum(len(task.splits["train"]) for task in tasks.values()))
 
         # Optimizer: fused where torch has it, one group for the encoder, one for heads that are trained.
-        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "peak": config.lr}]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in model.parameters() if p.requires_grad], "peak": config.lr}
+        ]
         if config.train_head:
             peak = config.lr if config.head_lr is None else config.head_lr
-            groups.append({"params": [p for head in heads.values() for p in head.parameters()], "peak": peak})
+            groups.append(
+                {"params": [p for head in classifiers.values() for p in head.parameters()], "peak": peak}
+            )
         optimizer = torch.optim.AdamW(
             groups, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
@@ -167,7 +173,10 @@ def _train(
                     )
                 loss = torch.zeros((), device=device)
                 for _ in range(config.accumulation):
-                    part = _loss(model, list(heads.values()), streams, config, device) / config.accumulation
+                    part = (
+                        _loss(model, list(classifiers.values()), streams, config, device)
+                        / config.accumulation
+                    )
                     part.backward()
                     loss += part.detach()
                 if config.clip is not None:
@@ -179,7 +188,7 @@ def _train(
                 note = _checked(loss, step, config) if step % _CHECK_EVERY == 0 else None
                 stage.advance(note=note)
         _check_finite(model, config)
-    head_states = {name: _on_cpu(head) for name, head in heads.items()}
+    head_states = {name: _on_cpu(head) for name, head in classifiers.items()}
     history = {"loss": torch.stack(losses).tolist(), "lr": rates}
     return FinetuneResult(_on_cpu(model), head_states, history, config, trained, time.perf_counter() - start)
 
@@ -207,12 +216,11 @@ def _stream(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled batches of one task's share of the batch, epoch after epoch."""
     for epoch in itertools.count():
-        yield from data.batches(
+        yield from batches_of(
+            model,
             split,
             batch_size=config.batch_size // tasks,
-            image_size=config.image_size or model.image_size,
-            mean=model.mean,
-            std=model.std,
+            image_size=config.image_size,
             shuffle=True,
             seed=config.seed,
             epoch=epoch,
@@ -221,7 +229,7 @@ def _stream(
         )
 
 
-def new_head(encoder: nn.Module, task: data.Task, seed: int) -> Head:
+def new_head(encoder: Any, task: data.Task, seed: int) -> Head:
     """An untrained head that fits encoder and task."""
     normalize = encoder.normalize_features
     return random_head(encoder.feature_dim, len(task.classes), seed=seed, normalize=normalize)

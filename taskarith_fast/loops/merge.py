@@ -147,7 +147,7 @@ def line_search(
             return judged
 
         points = plan(axes, dict(fixed or {}), judge)
-    return SearchResult(_best(points), tuple(points))
+    return SearchResult(_best(points, axes), tuple(points))
 
 
 def _whole(axes: Grid, fixed: Parameters, judge: Judge) -> list[Point]:
@@ -166,14 +166,13 @@ def _one_at_a_time(axes: Grid, fixed: Parameters, judge: Judge) -> list[Point]:
         known = [point for point in points if point.parameters in line]
         fresh = judge([parameters for parameters in line if parameters not in [p.parameters for p in known]])
         points += fresh
-        on_line = sorted(known + fresh, key=lambda point: line.index(point.parameters))
-        chosen = _best(on_line).parameters
+        chosen = _best(known + fresh, axes).parameters
     return points
 
 
-def _best(points: Sequence[Point]) -> Point:
-    """The highest score; the first of equals, as the papers' strict comparison gives."""
-    return max(points, key=lambda point: point.score)
+def _best(points: Sequence[Point], axes: Grid) -> Point:
+    """The highest score; of equals the first in the grid's order, as the papers' strict comparison gives."""
+    return min(points, key=lambda p: (-p.score, [axes[name].index(p.parameters[name]) for name in axes]))
 
 
 def _score(evaluations: Mapping[str, Evaluation], reference: Mapping[str, Evaluation] | None) -> float:

@@ -12,10 +12,11 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskarith_fast import data
 from taskarith_fast.loops.config import ProbeConfig
@@ -48,7 +49,7 @@ class ProbeResult:
 
 
 def probe(
-    encoder: nn.Module,
+    encoder: Any,
     task: data.Task,
     config: ProbeConfig | None = None,
     progress: Progress | None = None,
@@ -105,24 +106,25 @@ def fit_adamw(features: Tensor, labels: Tensor, classes: int, lr: float, config:
         config: Steps, batch size, warm-up, weight decay, seed.
     """
     head = random_head(features.shape[1], classes, seed=config.seed).to(features.device)
-    weight, bias = head.weight, head.bias
-    optimizer = torch.optim.AdamW([weight, bias], lr=lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=config.weight_decay, fused=True)
     order = _shuffled(len(labels), config.batch_size or len(labels), config.seed)
     for step, rows in enumerate(itertools.islice(order, config.steps)):
         rows = rows.to(features.device)
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps=config.steps, lr=lr, warmup=config.warmup)
-        loss = F.cross_entropy(F.linear(features[rows], weight, bias), labels[rows])
+        loss = F.cross_entropy(head(features[rows]), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return weight.detach(), bias.detach()
+    weight, bias = (parameter.detach() for parameter in head.parameters())
+    return weight, bias
 
 
 def fit_logistic(features: Tensor, labels: Tensor, classes: int, c: float, config: ProbeConfig) -> Classifier:
-    """Minimise mean cross entropy + |W|^2 / (2 C N) by L-BFGS in float64, from zero; the bias is not
-    penalised.
+    """Minimise mean cross entropy + |W|^2 / (2 C N) by L-BFGS in float64, from zero; b is free.
 
-    This is scikit-learn's LogisticRegression(C=c), whose objective is C N times ours.
+    With ``config.standardize`` W is that of features of zero mean and unit variance, which gives C one meaning
+    for all encoders; the result is folded back to the features as they are. This is scikit-learn's
+    LogisticRegression(C=c), behind a StandardScaler or not; its objective is C N times ours.
 
     Args:
         features: Inputs, shape [N, D].
@@ -132,6 +134,11 @@ def fit_logistic(features: Tensor, labels: Tensor, classes: int, c: float, confi
         config: Iterations and tolerance.
     """
     x = features.double()
+    shift, spread = torch.zeros_like(x[0]), torch.ones_like(x[0])
+    if config.standardize:
+        shift, spread = x.mean(dim=0), x.std(dim=0, correction=0)
+        spread = spread.where(spread > 0, 1.0)
+    x = (x - shift) / spread
     weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)
     solver = torch.optim.LBFGS(
@@ -151,7 +158,8 @@ def fit_logistic(features: Tensor, labels: Tensor, classes: int, c: float, confi
         return loss
 
     solver.step(closure)
-    return weight.detach().float(), bias.detach().float()
+    weight = weight.detach() / spread
+    return weight.float(), (bias.detach() - weight @ shift).float()
 
 
 def _shuffled(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:

@@ -1,11 +1,11 @@
-"""Learning-rate search: train once for every rate of a grid, keep the one with the best validation
-accuracy."""
+"""Learning-rate search: train once for every rate of a grid, keep the best on validation data."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -70,7 +70,7 @@ def search_lr(
             continue
         load_state(model, result.state)
         load_state(classifier, result.head_state)
-        options = {"image_size": config.image_size, "precision": config.precision}
+        options: dict[str, Any] = {"image_size": config.image_size, "precision": config.precision}
         scores[lr] = accuracy = evaluate(model, classifier, task.splits["val"], **options).accuracy
         if best is None or accuracy > (scores[best[0]] or 0.0):
             best = lr, result
