@@ -7,7 +7,9 @@ left to right in float64 and is rounded once to the storage type: T + 1 reads an
 Gradients: d out / d w[t, i] = finetuned[t, i] - base[i]; d out / d finetuned[t, i] = w[t, i];
 d out / d base[i] = 1 - sum_t w[t, i].
 
-CUDA C++ is preferred over Triton on a GPU: the work is memory-bound, and one binary serves every task count.
+CUDA C++ is preferred over Triton on a GPU: the work is memory-bound, one binary serves every task count, and one
+launch many tensors. On paper, 8 tasks of ViT-B/32 in float32 are 3.5 GB and 2.1 GFLOP in float64: 1.05 ms and 0.06 ms
+of an H100 SXM (3.35 TB/s, 34 TFLOP/s). GPU times are unmeasured.
 """
 
 from __future__ import annotations
