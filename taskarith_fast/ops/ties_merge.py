@@ -1,20 +1,20 @@
 r"""Merge task deltas by TIES: trim, elect a sign, combine what agrees (Yadav 2023, section 4).
 
-With d_t = finetuned_t - base where it is kept and 0 elsewhere (kth_magnitude gives thresholds and cutoffs), every
-coordinate j is merged on its own:
+With d_t = finetuned_t - base where it is kept and 0 elsewhere (kth_magnitude gives thresholds and cutoffs),
+every coordinate j is merged on its own:
 
 1. vote v_j = sum_t d_tj ("mass"), sum_t sign(d_tj) ("count"), sum_t d_tj q_tj ("normmass"), or the d_tj of the
-   largest q_tj, the first of equal ones ("normfrac"); q_tj = d_tj^2 / |d_t|^2 with the norm over all kept entries of
-   task t, whatever the scope of the thresholds; a task that keeps nothing has q = 0;
-2. sign s_j = sign(v_j); where v_j = 0, s_j = +1 ("plus"), no sign and so nothing to merge ("zero"), or the sign of
-   sum_j sign(v_j) over all tensors ("global_majority"; if that is 0 too, the negative deltas are taken by mean and sum,
-   nothing by max, as in the published code);
+   largest q_tj, the first of equal ones ("normfrac"); q_tj = d_tj^2 / |d_t|^2 with the norm over all kept entries
+   of task t, whatever the scope of the thresholds; a task that keeps nothing has q = 0;
+2. sign s_j = sign(v_j); where v_j = 0, s_j = +1 ("plus"), no sign and so nothing to merge ("zero"), or the sign
+   of sum_j sign(v_j) over all tensors ("global_majority"; if that is 0 too, the negative deltas are taken by mean
+   and sum, nothing by max, as in the published code);
 3. m_j = mean, sum, or entry of the largest magnitude, of the nonzero d_tj whose sign is s_j; 0 if there is none.
 
-out = base + scale * m. Whether an entry is kept is decided on the float32 delta (a NaN is, always); votes and sums run over the tasks in
-order in float64, and the result is rounded once: one task, kept whole, at scale 1 gives back its own bytes. T + 1 reads
-and one write of every element; blocks with zero votes may be read twice, and the two norm rules read all inputs once
-more. Not differentiable: trimming and election are steps.
+out = base + scale * m. Whether an entry is kept is decided on the float32 delta (a NaN is, always); votes and sums
+run over the tasks in order in float64, and the result is rounded once: one task, kept whole, at scale 1 gives back
+its own bytes. T + 1 reads and one write of every element; blocks with zero votes may be read twice, and the two
+norm rules read all inputs once more. Not differentiable: trimming and election are steps.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
+from taskarith_fast.ops._lists import check_lists, task_major
 from taskarith_fast.ops.kth_magnitude import NAN_MAGNITUDE, SCOPES, magnitude_bits, row_count, segment_count
-from taskarith_fast.ops._lists import check_lists
 
 SCHEMA = (
-    "(Tensor[] base, Tensor[] finetuned, Tensor thresholds, Tensor cutoffs, float scale, str elect, str combine, "
-    "str zero_sign, str scope) -> Tensor[]"
+    "(Tensor[] base, Tensor[] finetuned, Tensor thresholds, Tensor cutoffs, float scale, str elect, "
+    "str combine, str zero_sign, str scope) -> Tensor[]"
 )
 ELECTS = ("mass", "count", "normfrac", "normmass")
 COMBINES = ("mean", "sum", "max")
@@ -49,7 +49,7 @@ def ties_merge_reference(
     zero_sign: str,
     scope: str,
 ) -> list[Tensor]:
-    """The formulas in float64 on flattened deltas; `finetuned` is task-major [T * L], the tables are [S, T]."""
+    """The formulas in float64 on flattened deltas; `finetuned` is task-major [T * L], the tables [S, T]."""
     if not base:
         return []
     tasks = thresholds.shape[1]
@@ -153,18 +153,19 @@ def ties_merge(
         base: L tensors of any shapes, float32, bfloat16 or float16.
         finetuned: T lists of L tensors, each with the shape, dtype and device of its base tensor.
         thresholds: Entries of smaller magnitude are trimmed, shape [S, T], float32; S as `scope` says.
-        cutoffs: Entries equal to the threshold are kept before this position of their segment (flattened, from 0),
-            shape [S, T], int64. By default all are kept; 0 drops them.
+        cutoffs: Entries equal to the threshold are kept before this position of their segment (flattened,
+            from 0), shape [S, T], int64. By default all are kept; 0 drops them.
         scale: Factor on the merged delta.
         elect: "mass", "count", "normfrac" or "normmass": what votes for a coordinate's sign.
         combine: "mean", "sum" or "max" of the deltas that have the elected sign.
         zero_sign: "global_majority", "plus" or "zero": the sign where the vote is zero.
-        scope: "global" (S = 1), "tensor" (S = L) or "row" (S = rows along the last dimension, 0-d tensors have one).
+        scope: "global" (S = 1), "tensor" (S = L) or "row" (S = rows along the last dimension; a 0-d tensor is
+            one row).
         backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated".
 
     Returns:
-        L new contiguous tensors like `base`, within one unit in the last place of the float64 result. No task gives a
-        copy of `base`.
+        L new contiguous tensors like `base`, within one unit in the last place of the float64 result. No task
+        gives a copy of `base`.
 
     Raises:
         ArgumentError: If lists, shapes or dtypes do not fit together, or a rule has no such name.
@@ -186,7 +187,8 @@ def ties_merge(
     for name, table, dtype in (("thresholds", thresholds, torch.float32), ("cutoffs", cutoffs, torch.int64)):
         if tuple(table.shape) != shape or table.dtype != dtype:
             raise ArgumentError(
-                f"{name} must be {dtype} of shape [S={shape[0]}, T={shape[1]}], got {table.dtype} {list(table.shape)}"
+                f"{name} must be {dtype} of shape [S={shape[0]}, T={shape[1]}], "
+                f"got {table.dtype} {list(table.shape)}"
             )
-    flat = [f for task in finetuned for f in task]
-    return OP(base, flat, thresholds, cutoffs, float(scale), elect, combine, zero_sign, scope, backend=backend)
+    rules = (float(scale), elect, combine, zero_sign, scope)
+    return OP(base, task_major(finetuned), thresholds, cutoffs, *rules, backend=backend)
