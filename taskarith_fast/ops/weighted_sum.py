@@ -1,15 +1,16 @@
 r"""Add weighted task deltas to the base: ``out[i] = base[i] + sum_t w[t, i] (finetuned[t, i] - base[i])``.
 
-Task arithmetic is this with one weight for all tasks (Ilharco 2023, eq. 2); an average has w = 1/T; AdaMerging has a
-weight for each task and tensor (Yang 2024, eq. 7). The deltas are formed in registers, the sum runs over the tasks
-left to right in float64 and is rounded once to the storage type: T + 1 reads and one write of every element.
+Task arithmetic is this with one weight for all tasks (Ilharco 2023, eq. 2); an average has w = 1/T;
+AdaMerging has a weight for each task and tensor (Yang 2024, eq. 7). The deltas are formed in registers, the
+sum runs over the tasks left to right in float64 and is rounded once to the storage type: T + 1 reads and one
+write of every element.
 
 Gradients: d out / d w[t, i] = finetuned[t, i] - base[i]; d out / d finetuned[t, i] = w[t, i];
 d out / d base[i] = 1 - sum_t w[t, i].
 
-CUDA C++ is preferred over Triton on a GPU: the work is memory-bound, one binary serves every task count, and one
-launch many tensors. On paper, 8 tasks of ViT-B/32 in float32 are 3.5 GB and 2.1 GFLOP in float64: 1.05 ms and 0.06 ms
-of an H100 SXM (3.35 TB/s, 34 TFLOP/s). GPU times are unmeasured.
+CUDA C++ is preferred over Triton on a GPU: the work is memory-bound, one binary serves every task count, and
+one launch many tensors. On paper, 8 tasks of ViT-B/32 in float32 are 3.5 GB and 2.1 GFLOP in float64: 1.05 ms
+and 0.06 ms of an H100 SXM (3.35 TB/s, 34 TFLOP/s). GPU times are unmeasured.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def weighted_sum(
         backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated".
 
     Returns:
-        L new contiguous tensors like `base`, within one unit in the last place of the float64 result. No task gives
-        a copy of `base`.
+        L new contiguous tensors like `base`, within one unit in the last place of the float64 result. No task
+        gives a copy of `base`.
 
     Raises:
         ArgumentError: If lists, shapes or dtypes do not fit together.
