@@ -41,7 +41,7 @@ _chosen: str | None = None  # None: nothing set by the program, the environment 
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a dense layer, y = x W^T + b, as `torch.nn.functional.linear` does and never slower than it.
+    """Apply a dense layer, y = x W^T + b, as `torch.nn.functional.linear` does, by the faster route.
 
     The convolution route is taken for plain, dense float32 CPU tensors of enough work when it was measured to
     be faster. Everything else is F.linear: other devices and dtypes, autocast, compiled or traced code,
