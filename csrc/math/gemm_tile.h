@@ -41,7 +41,8 @@ TASKARITH_INLINE void pack_panel(MatrixView<S> x, int64_t count, int64_t depth, 
   } else if (count == kWidth) {
     for (int64_t k = 0; k < depth; ++k)
 #pragma GCC unroll 4
-      for (int w = 0; w < kWidth; ++w) panel[k * kWidth + w] = static_cast<T>(x.data[w * x.row_stride + k * x.col_stride]);
+      for (int w = 0; w < kWidth; ++w)
+        panel[k * kWidth + w] = static_cast<T>(x.data[w * x.row_stride + k * x.col_stride]);
   } else {
     for (int64_t k = 0; k < depth; ++k)
       for (int64_t w = 0; w < count; ++w) panel[k * kWidth + w] = static_cast<T>(*x.at(w, k));
@@ -51,8 +52,8 @@ TASKARITH_INLINE void pack_panel(MatrixView<S> x, int64_t count, int64_t depth, 
 template <int kWidth, class T, class S>
 TASKARITH_INLINE void pack(MatrixView<S> x, int64_t rows, int64_t depth, T* out) {
   for (int64_t i = 0; i < rows; i += kWidth)
-    pack_panel<kWidth>(MatrixView<S>{x.at(i, 0), x.row_stride, x.col_stride}, std::min<int64_t>(kWidth, rows - i), depth,
-                       out + i * depth);
+    pack_panel<kWidth>(MatrixView<S>{x.at(i, 0), x.row_stride, x.col_stride}, std::min<int64_t>(kWidth, rows - i),
+                       depth, out + i * depth);
 }
 
 template <class T>

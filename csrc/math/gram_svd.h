@@ -5,7 +5,8 @@
 // B_k = W V^T. In float32 the Gram matrix loses the digits of singular values that are small against the largest, so
 // the result must certify itself: with residuals r_i = ||B^T w_i - theta_i v_i|| of the true operator, the energy that
 // V misses is at most sum_i min(r_i, r_i^2 / (theta_i - lambda_{k+1})), and half of it over the remaining energy is the
-// excess over the optimal error. Where that exceeds the limit, the work is done again in float64.
+// excess over the optimal error. Where that exceeds the limit, the work is done again in float64; where a sample of the
+// entries already shows a spectrum too steep for float32, it is done in float64 at once.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +36,8 @@ class GramSvd {
     ld_ = leading_dimension(cols_);
     b_ = tall_ ? MatrixView<float>{d, n, 1} : MatrixView<float>{d, 1, n};
     double excess = 0;
-    in_double_ = !(certified && cols_ > kSmall && 2 * k < cols_ && run_single(orthonormal, excess));
+    const bool single = certified && cols_ > kSmall && 2 * k < cols_ && !looks_hopeless();
+    in_double_ = !(single && run_single(orthonormal, excess));
     const bool ok = !in_double_ || run_double(orthonormal);
     return {ok, in_double_ ? 0 : excess};
   }
@@ -76,21 +78,22 @@ class GramSvd {
   double gram(Stage<T>& stage) {
     T* const g = stage.g = stage.g_buffer.reserve(padded_rows(cols_) * ld_);
     gemm<T>(cols_, cols_, rows_, b_.transposed(), b_, g, ld_, stage.scratch.gemm, T(1), false, true);
-    for (int64_t i = 0; i < padded_rows(cols_); ++i) std::fill(g + i * ld_ + (i < cols_ ? cols_ : 0), g + (i + 1) * ld_, T(0));
+    for (int64_t i = 0; i < padded_rows(cols_); ++i)
+      std::fill(g + i * ld_ + (i < cols_ ? cols_ : 0), g + (i + 1) * ld_, T(0));
     double trace = 0;
     for (int64_t i = 0; i < cols_; ++i) trace += g[i * ld_ + i];
     return trace;
   }
 
+  // Reduces G [n, n] and writes its k + 1 largest eigenvalues (0 for one that does not exist).
   template <class T>
-  void reduce(Stage<T>& stage, double tolerance) {
-    d_.resize(cols_);
-    e_.resize(cols_);
-    tau_.resize(cols_);
-    values_.resize(k_ + 1);
-    reduce_to_tridiagonal<T>(stage.g, cols_, ld_, d_.data(), e_.data(), tau_.data(), stage.scratch);
-    values_[k_] = 0;
-    largest_eigenvalues({cols_, d_.data(), e_.data()}, std::min(k_ + 1, cols_), tolerance, values_.data());
+  void eigenvalues(T* g, int64_t n, int64_t ld, TridiagonalScratch<T>& scratch, double tolerance) {
+    d_.resize(n);
+    e_.resize(n);
+    tau_.resize(n);
+    values_.assign(k_ + 1, 0.0);
+    reduce_to_tridiagonal<T>(g, n, ld, d_.data(), e_.data(), tau_.data(), scratch);
+    largest_eigenvalues({n, d_.data(), e_.data()}, std::min(k_ + 1, n), tolerance, values_.data());
   }
 
   template <class T>
@@ -140,14 +143,35 @@ class GramSvd {
     return 0.5 * missed / rest;
   }
 
+  // The excess to expect of float32 for a Gram matrix with this trace and these eigenvalues `values_`, from residuals
+  // as rounding makes them.
+  double predicted_excess(double trace) const {
+    const double rest = trace - std::accumulate(values_.begin(), values_.end() - 1, 0.0);
+    if (!(rest > 1e-4 * trace)) return 1;
+    return expected_excess(std::vector<double>(k_, 3e-7 * values_[0]), rest);
+  }
+
+  // Judges by evenly spaced rows and columns, a few more than k. A wrong guess costs time, not digits.
+  bool looks_hopeless() {
+    const int64_t size = std::min(cols_, k_ + 16), ld = leading_dimension(size);
+    float* const sample = single_.z_buffer.reserve(size * size);
+    double* const g = double_.g_buffer.reserve_zeros(padded_rows(size) * ld);
+    for (int64_t i = 0; i < size; ++i)
+      for (int64_t j = 0; j < size; ++j) sample[i * size + j] = *b_.at(i * rows_ / size, j * cols_ / size);
+    const MatrixView<float> s{sample, size, 1};
+    gemm<double>(size, size, size, s.transposed(), s, g, ld, double_.scratch.gemm, 1.0, false, true);
+    double trace = 0;
+    for (int64_t i = 0; i < size; ++i) trace += g[i * ld + i];
+    if (!std::isfinite(trace) || trace == 0) return false;
+    eigenvalues(g, size, ld, double_.scratch, 1e-9);
+    return predicted_excess(trace) > 100 * kExcessLimit;
+  }
+
   bool run_single(bool orthonormal, double& excess) {
     const double trace = gram(single_);
     if (!(trace > 1e-25 && trace < 1e30)) return false;  // squares would leave the range of float32, or not finite
-    reduce(single_, 1e-9);
-    const double rest = trace - std::accumulate(values_.begin(), values_.end() - 1, 0.0);
-    // Residuals as rounding makes them: where those cannot pass, the vectors need not be computed.
-    if (!(rest > 1e-4 * trace) || expected_excess(std::vector<double>(k_, 3e-7 * values_[0]), rest) > kExcessLimit)
-      return false;
+    eigenvalues(single_.g, cols_, ld_, single_.scratch, 1e-8);
+    if (predicted_excess(trace) > kExcessLimit) return false;
     vectors(single_, 1e-5);
     finish(theta_);
     excess = expected_excess(residuals(), trace - std::accumulate(theta_.begin(), theta_.end(), 0.0));
@@ -171,7 +195,7 @@ class GramSvd {
     const double trace = gram(double_);
     if (!std::isfinite(trace)) return false;
     if (trace == 0) return zero_matrix(orthonormal);
-    reduce(double_, 1e-15);
+    eigenvalues(double_.g, cols_, ld_, double_.scratch, 1e-15);
     for (const double window : {1e-3, 10.0}) {  // the second: every vector orthogonal to all others by construction
       vectors(double_, window);
       const double wanted = std::accumulate(values_.begin(), values_.end() - 1, 0.0);

@@ -39,7 +39,8 @@ struct CountBelow {
   template <class Isa>
   TASKARITH_INLINE void run() const {
     using V = typename Vector<double, Isa::kBytes>::Type;
-    constexpr int kLanes = Vector<double, Isa::kBytes>::kLanes, kVectors = kGroup / kLanes, kStep = std::min(kVectors, 4);
+    constexpr int kLanes = Vector<double, Isa::kBytes>::kLanes, kVectors = kGroup / kLanes,
+                  kStep = std::min(kVectors, 4);
     for (int s = 0; s < kVectors; s += kStep) {
       V q[kStep], x[kStep], count[kStep];
       const V tiny = V{} - smallest_pivot, zero = V{}, one = V{} + 1.0;

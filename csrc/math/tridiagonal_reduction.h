@@ -1,8 +1,9 @@
 // Householder reduction of a symmetric matrix to tridiagonal form, and the way back for some of its eigenvectors.
 //
-// G = Q T Q^T with Q = H_0 H_1 ..., H_c = I - tau_c v_c v_c^T, blocked by panels as in Dongarra, Sorensen and Hammarling
-// (1989). Only the upper triangle is read; one pass over it gives a matrix-vector product, so the memory traffic of
-// the reduction, its bottleneck, is half of that of a full product. v_c stays in row c of G, right of the diagonal.
+// G = Q T Q^T with Q = H_0 H_1 ..., H_c = I - tau_c v_c v_c^T, blocked by panels as in Dongarra, Sorensen and
+// Hammarling (1989). Only the upper triangle is read; one pass over it gives a matrix-vector product, so the memory
+// traffic of the reduction, its bottleneck, is half of that of a full product. v_c stays in row c of G, right of the
+// diagonal.
 #pragma once
 
 #include <cmath>

@@ -6,7 +6,8 @@
 namespace taskarith {
 
 // Returns the number of tasks T.
-inline int64_t check_lowrank_sum(const TensorList& base, const TensorList& finetuned, const std::vector<int64_t>& rank) {
+inline int64_t check_lowrank_sum(const TensorList& base, const TensorList& finetuned,
+                                 const std::vector<int64_t>& rank) {
   const int64_t tasks = check_task_lists("lowrank_sum", base, finetuned);
   STD_TORCH_CHECK(rank.size() == base.size(), "lowrank_sum: rank must have len(base) entries, got ", rank.size());
   for (size_t i = 0; i < base.size(); ++i) {

@@ -8,8 +8,8 @@ Two methods, both through the Gram matrix G of the shorter side, N = min(m, n), 
 * ``certified`` (default): the same in float32, about twice as fast. It then bounds what it lost: with
   theta_i = s_i^2 and r_i = ||D^T D v_i - theta_i v_i||, computed from D itself, the energy missed is at most
   ``sum_i min(r_i, r_i^2 / (theta_i - lambda_{r+1}))``, and half of that over the energy left out bounds the
-  excess ``||D - D_r|| / optimum - 1``. A matrix whose bound is above 1e-5, or whose spectrum shows beforehand that
-  float32 cannot reach it, is decomposed by ``exact``. So are ranks above N / 2 and matrices with N <= 64.
+  excess ``||D - D_r|| / optimum - 1``. A matrix whose bound is above 1e-5 is decomposed by ``exact``; one
+  whose spectrum shows beforehand that float32 cannot reach it, at once. So are ranks from N / 2 and N <= 64.
 
 D_r minimises ||D - D_r||_F; where s_r = s_{r+1} the minimiser is not unique, and two exact methods may
 differ.

@@ -6,7 +6,7 @@
 namespace taskarith {
 namespace {
 
-constexpr int64_t kGroup = 64;      // decompositions whose factors are in memory at once
+constexpr int64_t kGroup = 64;     // decompositions whose factors are in memory at once
 constexpr int64_t kColumns = 256;  // columns of a result computed by one thread
 
 struct Item {  // of the list
@@ -38,7 +38,8 @@ bool decompose(Worker& worker, const Item& x, int64_t task, bool certified) {
   float* const delta = worker.delta.reserve(numel);
   for (int64_t i = 0; i < numel; i += kStrip) {
     const int64_t size = std::min(kStrip, numel - i);
-    subtract(load_block(x.finetuned[task], x.type, i, size, f), load_block(x.base, x.type, i, size, b), delta + i, size);
+    subtract(load_block(x.finetuned[task], x.type, i, size, f), load_block(x.base, x.type, i, size, b), delta + i,
+             size);
   }
   const bool ok = worker.svd.decompose(delta, x.m, x.n, x.rank, certified, false).ok;
   if (ok) worker.svd.write_product(x.left + task * x.rank, x.depth(), x.right + task * x.rank * x.n);
@@ -49,8 +50,8 @@ void multiply(Worker& worker, const Item& x, int64_t first) {
   const int64_t width = std::min(kColumns, x.n - first);
   const bool in_place = x.type == ScalarType::Float;
   float* const out = in_place ? static_cast<float*>(x.out) + first : worker.block.reserve(x.m * width);
-  gemm<float>(x.m, width, x.depth(), MatrixView<float>{x.left, x.depth(), 1}, MatrixView<float>{x.right + first, x.n, 1},
-              out, in_place ? x.n : width, worker.gemm);
+  gemm<float>(x.m, width, x.depth(), MatrixView<float>{x.left, x.depth(), 1},
+              MatrixView<float>{x.right + first, x.n, 1}, out, in_place ? x.n : width, worker.gemm);
   for (int64_t i = 0; !in_place && i < x.m; ++i) store_block(out + i * width, x.out, x.type, i * x.n + first, width);
 }
 
@@ -78,9 +79,8 @@ void run_group(std::vector<Item>& items, int64_t begin, int64_t end, bool certif
   for (size_t j = 0; j < tasks.size(); ++j)
     STD_TORCH_CHECK(ok[j], "lowrank_sum: finetuned[", tasks[j].index, "][", tasks[j].item,
                     "] - base holds NaN or Inf, or its decomposition did not converge");
-  run_queue<Worker>(static_cast<int64_t>(columns.size()), [&](Worker& worker, int64_t j) {
-    multiply(worker, items[columns[j].item], columns[j].index);
-  });
+  run_queue<Worker>(static_cast<int64_t>(columns.size()),
+                    [&](Worker& worker, int64_t j) { multiply(worker, items[columns[j].item], columns[j].index); });
 }
 
 TensorList lowrank_sum_cpu(TensorList base, TensorList finetuned, std::vector<int64_t> rank, std::string svd) {
@@ -94,13 +94,14 @@ TensorList lowrank_sum_cpu(TensorList base, TensorList finetuned, std::vector<in
     const Tensor& b = base[i];
     out.push_back(torch::stable::empty_like(b));
     if (tasks == 0) torch::stable::zero_(out[i]);
-    items[i] = {b.size(0), b.size(1), rank[i], b.scalar_type(), b.const_data_ptr(), {}, out[i].mutable_data_ptr(), nullptr,
-                nullptr};
+    items[i] = {b.size(0), b.size(1), rank[i], b.scalar_type(), b.const_data_ptr(), {}, out[i].mutable_data_ptr(),
+                nullptr,   nullptr};
     for (int64_t t = 0; t < tasks; ++t) items[i].finetuned.push_back(finetuned[t * count + i].const_data_ptr());
   }
   AlignedBuffer<float> factors;
   const int64_t step = std::max<int64_t>(1, kGroup / std::max<int64_t>(tasks, 1));
-  for (int64_t i = 0; tasks > 0 && i < count; i += step) run_group(items, i, std::min(count, i + step), certified, factors);
+  for (int64_t i = 0; tasks > 0 && i < count; i += step)
+    run_group(items, i, std::min(count, i + step), certified, factors);
   return out;
 }
 
