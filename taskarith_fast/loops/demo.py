@@ -234,6 +234,6 @@ def _samples(tasks: Mapping[str, data.Task], image_size: int) -> tuple[list[str]
         split = task.splits["train"]
         count = min(_SAMPLES, len(split))
         chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count]
-        images, _ = data.at_size(data.SubsetSplit(split, chosen), image_size).get(range(count))
+        images, _ = data.SubsetSplit(split, chosen).at_size(image_size).get(range(count))
         strips.append(images.permute(0, 2, 3, 1).numpy())
     return list(tasks), strips

@@ -68,7 +68,7 @@ def _row(recipe: str, method: str, label: str, merged: bool, mean: float, *, see
         normalized={t: schema.Measured(value=a / 0.8, stderr=0.02) for t, a in accuracy.items()},
         normalized_mean=schema.Measured(value=mean / 0.8, stderr=0.01),
         over_probe=schema.Measured(value=mean - 0.68, stderr=0.006),
-        seed_std=0.004 if len(seeds) > 1 else None,
+        seed_std=0.004 if len(seeds) > 1 and recipe else None,
     )
 
 
