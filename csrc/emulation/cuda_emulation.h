@@ -4,7 +4,7 @@
 // and votes, __syncwarp, atomics, vector types, half and bfloat16, the usual intrinsics.
 // Reported, with thread, block and line: a divergent barrier, lanes of a warp at different calls, a mask that names
 // lanes which do not come or leaves out its caller, a shuffle that reads such a lane, a deadlock, a write behind a
-// shared array, a launch outside the limits.
+// shared array, a misaligned vector access (utils/vector.cuh), a launch outside the limits.
 // Made visible: shared memory starts as NaN; blocks and threads run forwards, in reverse or shuffled (schedule()), each
 // thread until it ends or waits, so that a missing barrier changes the result in at least one order.
 // Not modelled: time, caches, textures, streams, cooperative groups, tensor cores, threads that spin for one another.

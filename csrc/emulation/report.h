@@ -1,6 +1,7 @@
 // What the emulation says when a kernel breaks a rule of CUDA.
 #pragma once
 
+#include <cstdint>
 #include <cstdio>
 #include <source_location>
 #include <stdexcept>
@@ -30,6 +31,12 @@ inline std::string text(const uint3& index) {
 }
 
 inline std::string text(const dim3& size) { return text(uint3{size.x, size.y, size.z}); }
+
+// A GPU refuses an access that is not aligned to its own size.
+inline void check_aligned(const void* address, size_t bytes, const Site& at = Site::current()) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
+    throw Error("misaligned access of " + std::to_string(bytes) + " bytes at " + text(at));
+}
 
 inline std::string hex(unsigned mask) {
   char buffer[16];

@@ -14,6 +14,8 @@
 #define TASKARITH_DYNAMIC_SHARED(type, name) \
   type* name = static_cast<type*>(cuda_emulation::current_block->shared.dynamic())
 
+#define TASKARITH_CHECK_ALIGNED(address, bytes) cuda_emulation::check_aligned(address, bytes)
+
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -23,4 +25,5 @@
 #define TASKARITH_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char taskarith_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(taskarith_dynamic_shared)
+#define TASKARITH_CHECK_ALIGNED(address, bytes)  // the hardware checks
 #endif

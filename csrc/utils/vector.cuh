@@ -46,6 +46,7 @@ struct Bits<2> {
 template <int W, class T>
 __device__ __forceinline__ void load_vector(const T* source, float (&x)[W]) {
   using Whole = typename Bits<W * sizeof(T)>::Type;
+  TASKARITH_CHECK_ALIGNED(source, sizeof(Whole));
   const Whole bits = *reinterpret_cast<const Whole*>(source);
   T values[W];
   memcpy(static_cast<void*>(values), &bits, sizeof bits);
@@ -63,6 +64,7 @@ __device__ __forceinline__ void store_vector(const float (&x)[W], T* target) {
   for (int j = 0; j < W; ++j) values[j] = from_float<T>(x[j]);
   Whole bits;
   memcpy(&bits, values, sizeof bits);
+  TASKARITH_CHECK_ALIGNED(target, sizeof(Whole));
   __stcs(reinterpret_cast<Whole*>(target), bits);
 }
 

@@ -154,6 +154,7 @@ const std::map<std::string, std::function<bool()>> kCases = {
     {"deadlock", [] { return run(deadlock, 1, 32); }},
     {"behind_static", [] { return run(behind_static, 1, 32); }},
     {"behind_dynamic", [] { return run(behind_dynamic, 1, 32, 32 * sizeof(float)); }},
+    {"misaligned_vector", [] { return run(misaligned_vector, 1, 32); }},
     {"too_much_static", [] { return run(too_much_static, 1, 32); }},
     {"too_much_dynamic", [] { return run(nothing, 1, 32, 164 * 1024); }},
     {"too_many_threads", [] { return run(nothing, 1, dim3(32, 33)); }},

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "utils/device.cuh"
+#include "utils/vector.cuh"
 
 constexpr unsigned kAll = 0xffffffffu;
 
@@ -194,6 +195,12 @@ __global__ void too_much_static(int*) {
   TASKARITH_SHARED(float, tile, [16384]);
   tile[threadIdx.x] = 0;
 #endif
+}
+
+__global__ void misaligned_vector(int* out) {
+  float x[4];
+  taskarith::load_vector<4>(reinterpret_cast<const float*>(out) + 1, x);
+  out[0] = static_cast<int>(x[0]);
 }
 
 struct Large {

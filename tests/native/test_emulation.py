@@ -66,6 +66,7 @@ REPORTS = {
     "deadlock": "mask 0xffffffff names lane 1, which never comes",
     "behind_static": "tile was written behind its end",
     "behind_dynamic": "dynamic shared memory was written behind its end",
+    "misaligned_vector": "misaligned access of 16 bytes at vector.cuh:",
     "too_much_static": "static shared memory over 48 KiB",
     "too_much_dynamic": "shared memory over the 163 KiB of sm_80",
     "too_many_threads": "block (32, 33, 1) is empty or has more than 1024 threads",
