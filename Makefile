@@ -34,7 +34,7 @@ test: install  ## Run the tests (at most 10 minutes)
 
 check: install lint  ## The slower suites: lint, slow tests, every operator on the reference alone
 	$(BIN)/python -m pytest -m slow
-	TASKARITH_BACKEND=reference $(BIN)/python -m pytest tests/ops tests/merge -m "not slow"
+	TASKARITH_BACKEND=reference $(BIN)/python -m pytest tests/ops tests/merging -m "not slow"
 
 lint: install  ## ruff, mypy and clang-format, all offline
 	$(BIN)/ruff check .

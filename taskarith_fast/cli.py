@@ -63,7 +63,7 @@ def merge(
 ) -> None:  # fmt: skip
     """Merge checkpoint files: taskarith merge base.safetensors a.safetensors b.safetensors -o out.safetensors -m ties."""
     from taskarith_fast.errors import ArgumentError
-    from taskarith_fast.merge import merge_files
+    from taskarith_fast.merging import merge_files
 
     if show:
         _print_methods()
@@ -186,7 +186,7 @@ def doctor() -> None:
 
 
 def _print_methods() -> None:
-    from taskarith_fast.merge import merge_methods
+    from taskarith_fast.merging import merge_methods
 
     for name, row in merge_methods().items():
         print(f"{name}\n  {row['paper']}; needs {row['needs']}\n  {_settings(row['parameters']) or 'no parameters'}")

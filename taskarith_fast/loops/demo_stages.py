@@ -25,8 +25,8 @@ from taskarith_fast.loops.merge import Grid, SearchResult, line_search
 from taskarith_fast.loops.probe import probe
 from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.loops.stages import Artefact, Made
-from taskarith_fast.merge import merge
-from taskarith_fast.merge.cart import CartFactors
+from taskarith_fast.merging import merge
+from taskarith_fast.merging.cart import CartFactors
 from taskarith_fast.models import Head
 from taskarith_fast.progress import SILENT, Progress
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.evaluate import Evaluation, mean_accuracy, normalized_accuracy
-from taskarith_fast.merge import merge
+from taskarith_fast.merging import merge
 from taskarith_fast.progress import SILENT, Progress
 
 State = Mapping[str, Tensor]

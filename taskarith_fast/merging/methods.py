@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.merge.arithmetic import average, task_arithmetic
-from taskarith_fast.merge.cart import cart
-from taskarith_fast.merge.ties import ties
+from taskarith_fast.merging.arithmetic import average, task_arithmetic
+from taskarith_fast.merging.cart import cart
+from taskarith_fast.merging.ties import ties
 
 
 @dataclass(frozen=True)

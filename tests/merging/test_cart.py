@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.merge.arithmetic import average
-from taskarith_fast.merge.cart import CartFactors, cart, is_cart_matrix
+from taskarith_fast.merging.arithmetic import average
+from taskarith_fast.merging.cart import CartFactors, cart, is_cart_matrix
 
 BLOCK = "visual.transformer.resblocks.0."
 SHAPES = {

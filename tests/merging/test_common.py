@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from taskarith_fast.errors import ArgumentError, CheckpointError
-from taskarith_fast.merge import METHODS, merge, merge_methods
+from taskarith_fast.merging import METHODS, merge, merge_methods
 
 
 @pytest.fixture

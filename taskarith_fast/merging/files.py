@@ -12,7 +12,7 @@ from typing import Any
 from taskarith_fast import __version__
 from taskarith_fast.checkpoint import check_destination, load_state_dict, save_state_dict
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.merge.methods import find_method
+from taskarith_fast.merging.methods import find_method
 
 PathLike = str | os.PathLike[str]
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.merge.arithmetic import average
-from taskarith_fast.merge.common import State, check_fraction
+from taskarith_fast.merging.arithmetic import average
+from taskarith_fast.merging.common import State, check_fraction
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
 from taskarith_fast.ops.truncated_svd import check_method, truncated_svd
 from taskarith_fast.ops.weighted_sum import weighted_sum

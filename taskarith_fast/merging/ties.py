@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.merge.common import (
+from taskarith_fast.merging.common import (
     State,
     check_choice,
     check_compatible,
@@ -108,7 +108,9 @@ def _trim(
     thresholds, cutoffs = kth_magnitude(base, finetuned, [k for k, _ in kept], scope=scope)
     if count_rule == "exact":
         return thresholds, cutoffs
-    ties = torch.tensor([c for (_, c), n in zip(kept, repeats, strict=True) for _ in range(n)], dtype=torch.int64)
+    ties = torch.tensor(
+        [c for (_, c), n in zip(kept, repeats, strict=True) for _ in range(n)], dtype=torch.int64
+    )
     return thresholds, ties.to(cutoffs.device)[:, None].expand_as(cutoffs)
 
 

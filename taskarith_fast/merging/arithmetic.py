@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.merge.common import State, check_compatible, copied, in_order_of
+from taskarith_fast.merging.common import State, check_compatible, copied, in_order_of
 from taskarith_fast.ops import weighted_sum
 
 
