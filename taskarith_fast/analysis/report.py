@@ -33,6 +33,7 @@ class TimeLine:
     reused: int
     seconds: float
     peak_rss_mb: float
+    peak_gpu_mb: float | None
 
 
 def render_report(results: Results, figures: Mapping[str, bytes]) -> str:
@@ -131,6 +132,7 @@ def group_times(timing: list[StageTime]) -> list[TimeLine]:
                 sum(stage.reused for stage in stages),
                 sum(stage.seconds for stage in stages),
                 max(stage.peak_rss_mb for stage in stages),
+                max((stage.peak_gpu_mb for stage in stages if stage.peak_gpu_mb is not None), default=None),
             )
         )
     return lines

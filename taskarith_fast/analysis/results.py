@@ -123,6 +123,8 @@ class Results(_Document):
     recipes: dict[str, str]
     """Recipe key to its description, in the order of the report."""
     seeds: list[int]
+    encoder: dict[str, str]
+    """What was fine-tuned, in words."""
     versions: dict[str, str]
     machine: dict[str, str]
     tasks: list[TaskFacts]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,11 +24,11 @@ from taskarith_fast.loops.demo_config import DemoConfig, choose_preset
 from taskarith_fast.loops.demo_plan import Plan, make_plan
 from taskarith_fast.loops.demo_stages import Workshop
 from taskarith_fast.loops.results import collect
-from taskarith_fast.loops.runtime import device_of, resolve_device
+from taskarith_fast.loops.runtime import resolve_device
 from taskarith_fast.loops.runtime import threads as limit_threads
 from taskarith_fast.loops.stages import Artefact, Store
+from taskarith_fast.loops.ticker import Ticker
 from taskarith_fast.models import load_encoder
-from taskarith_fast.progress import Progress
 
 _SAMPLES = 12
 
@@ -87,7 +85,7 @@ def run_study(config: DemoConfig, encoder: nn.Module, tasks: Mapping[str, data.T
     plan = make_plan(config, encoder, tasks)
     shop = Workshop(encoder, tasks)
     artefacts, reused = run_stages(plan, Store(out / "stages"), shop)
-    results = collect(config, plan, artefacts, reused, tasks, device_of(encoder).type)
+    results = collect(config, plan, artefacts, reused, encoder, tasks)
     return write_report(results, tasks, encoder.image_size, out)
 
 
@@ -139,60 +137,6 @@ def limit_tasks(tasks: Mapping[str, data.Task], config: DemoConfig) -> dict[str,
         )
         for name, task in tasks.items()
     }
-
-
-class Ticker:
-    """The progress of the whole job: a bar on a terminal, else a line for every stage.
-
-    Args:
-        total: Sum of the costs of the stages that will run.
-        reused: Number of stages that need not.
-    """
-
-    def __init__(self, total: float, reused: int) -> None:
-        self._live = sys.stderr.isatty()
-        self.progress = Progress(enabled=self._live)
-        self._total, self._done, self._stage_cost, self._stage_done = max(total, 1e-9), 0.0, 0.0, 0.0
-        self._name, self._started = "", time.perf_counter()
-        if reused:
-            self._say(f"{reused} finished stages are reused")
-
-    def __enter__(self) -> Ticker:
-        self._context = self.progress.stage("demo", 100)
-        self._bar = self._context.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._context.__exit__(*exception)  # type: ignore[arg-type]
-
-    def begin(self, name: str, cost: float) -> None:
-        """Start a stage that is expected to cost so much."""
-        self._name, self._stage_cost, self._stage_done = name, cost, 0.0
-        self._stage_started = time.perf_counter()
-        self._bar.advance(0, note=name)
-
-    def advance(self, cost: float) -> None:
-        """Count a part of the stage as done, at most all of it."""
-        cost = min(cost, self._stage_cost - self._stage_done)
-        self._stage_done += cost
-        self._done += cost
-        self._bar.advance(100 * cost / self._total)
-
-    def end(self) -> None:
-        """Count the rest of the stage as done."""
-        self.advance(self._stage_cost)
-        now = time.perf_counter()
-        left = (now - self._started) * (self._total - self._done) / max(self._done, 1e-9)
-        self._say(
-            f"{self._name}: {now - self._stage_started:.1f} s ({100 * self._done / self._total:.0f} %, "
-            f"about {left / 60:.1f} min left)"
-        )
-
-    def _say(self, text: str) -> None:
-        if self._live:
-            self.progress.message(text)
-        else:
-            print(text, file=sys.stderr, flush=True)
 
 
 def _make_folder(out: Path) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import statistics as numbers
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskarith_fast import data
 from taskarith_fast.analysis import results as schema
 from taskarith_fast.loops import statistics
-from taskarith_fast.loops.demo_config import RECIPES, DemoConfig, as_json
+from taskarith_fast.loops.demo_config import ENCODERS, RECIPES, DemoConfig, as_json
 from taskarith_fast.loops.demo_plan import Plan
 from taskarith_fast.loops.machine import machine_facts, versions
+from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.loops.stages import Artefact
 
 LABELS = {
@@ -34,7 +35,7 @@ Seeds = Sequence[Mapping[str, Artefact]]
 
 def collect(
     config: DemoConfig, plan: Plan, artefacts: Mapping[str, Artefact], reused: set[str],
-    tasks: Mapping[str, data.Task], device: str,
+    encoder: nn.Module, tasks: Mapping[str, data.Task],
 ) -> schema.Results:  # fmt: skip
     """Make the results document.
 
@@ -43,8 +44,8 @@ def collect(
         plan: The stages of the study.
         artefacts: Stage key -> what it left.
         reused: Keys of the stages that this run found finished.
+        encoder: The pre-trained encoder.
         tasks: The tasks as they were used.
-        device: "cpu" or "cuda".
     """
     base = artefacts[plan.base.key]
     branches: dict[str, list[dict[str, Artefact]]] = {recipe: [] for recipe in config.recipes}
@@ -60,8 +61,9 @@ def collect(
         config=as_json(config),
         recipes={recipe: RECIPES[recipe][0] if recipe in RECIPES else recipe for recipe in config.recipes},
         seeds=list(config.seeds),
+        encoder=_encoder_facts(config, encoder),
         versions=versions(),
-        machine=machine_facts(device),
+        machine=machine_facts(device_of(encoder).type),
         tasks=[_task_facts(task) for task in tasks.values()],
         rows=rows,
         curves=schema.Curves(
@@ -207,6 +209,16 @@ def _chosen_point(artefact: Artefact) -> int:
 
 def _correct(artefact: Artefact, split: str, names: Sequence[str], place: int = 0) -> dict[str, Tensor]:
     return {name: artefact.tensors[f"{split}/{name}"][place] for name in names}
+
+
+def _encoder_facts(config: DemoConfig, encoder: nn.Module) -> dict[str, str]:
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    return {
+        "encoder": ENCODERS.get(config.encoder, config.encoder),
+        "blocks used": "all" if config.depth is None else f"the first {config.depth}",
+        "parameters": f"{parameters / 1e6:.1f} million",
+        "images": f"{encoder.image_size} x {encoder.image_size} pixels",
+    }
 
 
 def _task_facts(task: data.Task) -> schema.TaskFacts:

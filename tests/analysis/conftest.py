@@ -24,9 +24,10 @@ def invented_results(seeds: tuple[int, ...] = (0,)) -> schema.Results:
     return schema.Results(
         schema_version=schema.SCHEMA_VERSION,
         preset="default",
-        config={"seeds": list(seeds), "finetune": {"full": {"lr": 5e-5, "epochs": 4}}},
+        config={"recipes": {"full": {"lr": 5e-5, "epochs": 4, "steps": 2000}}},
         recipes={"full": "all encoder weights fine-tuned"},
         seeds=list(seeds),
+        encoder={"encoder": "an invented one"},
         versions={"taskarith_fast": "0.0", "torch": "0.0"},
         machine={"processor": "an invented one", "cores": "2"},
         tasks=[_task(name) for name in TASKS],
