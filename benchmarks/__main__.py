@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import CASES, Case
+from benchmarks.contest import Contest
 from benchmarks.measure import Stats, interleave, machine_facts
 from benchmarks.startup import startup_times
 from taskarith_fast import native
@@ -66,7 +67,7 @@ def _run(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             "flops": contest.flops, "read_bandwidth": bandwidth}  # fmt: skip
 
 
-def _describe(s: Stats, contest: Any, bandwidth: float) -> str:
+def _describe(s: Stats, contest: Contest, bandwidth: float) -> str:
     text = f"{s.median * 1e3:10.2f} ms  [{s.minimum * 1e3:.2f}, {s.maximum * 1e3:.2f}] x{s.runs}"
     if contest.bytes_moved:
         gb = contest.bytes_moved / s.median / 1e9

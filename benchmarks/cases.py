@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from benchmarks import shapes
-
-
-@dataclass(frozen=True)
-class Contest:
-    """What a case runs: ours, the baselines, and the bytes and FLOPs that nobody can do without."""
-
-    ours: dict[str, Callable[[], Any]]
-    baselines: dict[str, Callable[[], Any]]
-    bytes_moved: int = 0
-    flops: int = 0
+from benchmarks import loop_cases, op_cases, shapes
+from benchmarks.contest import Contest
 
 
 @dataclass(frozen=True)
@@ -26,7 +16,7 @@ class Case:
     name: ``<op>/<model>``.
     op: The operator whose tests must be green before anything is timed; empty for a loop.
     build: Makes the inputs and the contenders.
-    bars: Baseline -> the least ratio that the project promises (measured, printed, never asserted).
+    bars: Baseline -> the least ratio that the project promises (measured and printed, never asserted).
     quick: Whether pytest-benchmark runs it too.
     """
 
@@ -37,40 +27,35 @@ class Case:
     quick: bool = False
 
 
-def _weighted_sum(tasks: int, layers: Callable[[], list[tuple[int, ...]]]) -> Callable[[], Contest]:
-    def build() -> Contest:
-        import torch
-
-        from taskarith_fast import ops
-
-        base, finetuned = shapes.models(layers(), tasks)
-        scale = torch.full((tasks,), 0.3)
-
-        def published() -> list[torch.Tensor]:
-            """Task vectors one by one, summed, scaled, added: what the papers' TaskVector class does."""
-            total = [torch.zeros_like(b) for b in base]
-            for model in finetuned:
-                total = [t + (f - b) for t, f, b in zip(total, model, base, strict=True)]
-            return [b + 0.3 * t for b, t in zip(base, total, strict=True)]
-
-        def foreach() -> list[torch.Tensor]:
-            """The same with torch's multi-tensor functions, updating one accumulator in place."""
-            total = torch._foreach_mul(base, 1 - 0.3 * tasks)
-            for model in finetuned:
-                torch._foreach_add_(total, model, alpha=0.3)
-            return list(total)
-
-        numel = sum(b.numel() for b in base)
-        return Contest(
-            ours={"taskarith_fast": lambda: ops.weighted_sum(base, finetuned, scale)},
-            baselines={"published recipe (torch)": published, "torch foreach": foreach},
-            bytes_moved=4 * numel * (tasks + 2),
-        )
-
-    return build
+def _block() -> list[tuple[int, ...]]:
+    return [*shapes.vit_b32_matrices(1)]
 
 
 CASES = [
-    Case("weighted_sum/vit_b32x8", "weighted_sum", _weighted_sum(8, shapes.vit_b32_shapes)),
-    Case("weighted_sum/vit_b32_layer_x8", "weighted_sum", _weighted_sum(8, lambda: [(768, 3072)] * 2), quick=True),
+    Case("weighted_sum/vit_b32x8", "weighted_sum", lambda: op_cases.weighted_sum(shapes.vit_b32_shapes(), 8)),
+    Case("weighted_sum/vit_b32_block_x8", "weighted_sum", lambda: op_cases.weighted_sum(_block(), 8), quick=True),
+    Case(
+        "ties_merge/vit_b32x8",
+        "ties_merge",
+        lambda: op_cases.ties(shapes.vit_b32_shapes(), 8),
+        bars={"published recipe (torch)": 60, "numpy, two threads": 4},
+    ),
+    Case("ties_merge/vit_b32_block_x8", "ties_merge", lambda: op_cases.ties(_block(), 8), quick=True),
+    Case(
+        "lowrank_sum/vit_b32_block_x8",
+        "lowrank_sum",
+        lambda: op_cases.lowrank_sum("flat"),
+        bars={"torch.linalg.svd": 8},
+        quick=True,
+    ),
+    Case("lowrank_sum/spiked_block_x8", "lowrank_sum", lambda: op_cases.lowrank_sum("spiked"), {"torch.linalg.svd": 8}),
+    Case("lowrank_sum/steep_block_x8", "lowrank_sum", lambda: op_cases.lowrank_sum("steep"), {"torch.linalg.svd": 8}),
+    Case(
+        "lowrank_sum/clustered_block_x8",
+        "lowrank_sum",
+        lambda: op_cases.lowrank_sum("clustered"),
+        bars={"torch.linalg.svd": 8},
+    ),
+    Case("cart_grid/vit_b32_block_x8", "lowrank_sum", loop_cases.cart_grid),
+    Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
 ]

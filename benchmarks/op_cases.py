@@ -1,0 +1,84 @@
+"""Cases that are operators: ours, the published recipe, and the best that could be written without this package."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks import peers_ties, shapes, spectra
+from benchmarks.contest import Contest
+from taskarith_fast import ops
+
+
+def weighted_sum(layers: list[tuple[int, ...]], tasks: int) -> Contest:
+    """Task arithmetic with scale 0.3."""
+    base, finetuned = shapes.models(layers, tasks)
+    scale = torch.full((tasks,), 0.3)
+
+    def published() -> list[Tensor]:
+        """Task vectors one by one, summed, scaled, added: what the papers' TaskVector class does."""
+        total = [torch.zeros_like(b) for b in base]
+        for model in finetuned:
+            total = [t + (f - b) for t, f, b in zip(total, model, base, strict=True)]
+        return [b + 0.3 * t for b, t in zip(base, total, strict=True)]
+
+    def foreach() -> list[Tensor]:
+        """The same with torch's multi-tensor functions, updating one accumulator in place."""
+        total = torch._foreach_mul(base, 1 - 0.3 * tasks)
+        for model in finetuned:
+            torch._foreach_add_(total, model, alpha=0.3)
+        return list(total)
+
+    numel = sum(b.numel() for b in base)
+    return Contest(
+        ours={"taskarith_fast": lambda: ops.weighted_sum(base, finetuned, scale)},
+        baselines={"published recipe (torch)": published, "torch foreach": foreach},
+        bytes_moved=4 * numel * (tasks + 2),
+    )
+
+
+def ties(layers: list[tuple[int, ...]], tasks: int) -> Contest:
+    """TIES at density 0.2: thresholds and merge, in memory. The floor reads every model twice and writes once."""
+    base, finetuned = shapes.models(layers, tasks)
+    numel = sum(b.numel() for b in base)
+    kept = int(0.2 * numel)
+
+    def ours() -> list[Tensor]:
+        thresholds, cutoffs = ops.kth_magnitude(base, finetuned, kept)
+        return ops.ties_merge(base, finetuned, thresholds, cutoffs)
+
+    flat = [torch.cat([x.flatten() for x in model]).numpy() for model in (base, *finetuned)]
+    return Contest(
+        ours={"taskarith_fast": ours},
+        baselines={
+            "published recipe (torch)": lambda: peers_ties.published_ties(base, finetuned, 0.2, 1.0),
+            "numpy, two threads": lambda: peers_ties.numpy_ties(flat[0], flat[1:], 0.2, 1.0),
+        },
+        bytes_moved=4 * numel * (2 * (tasks + 1) + 1),
+    )
+
+
+def lowrank_sum(spectrum: str) -> Contest:
+    """CART's sum for one block of ViT-B/32 and 8 tasks at 8 % of full rank: 32 of the model's 384 decompositions."""
+    layers = shapes.vit_b32_matrices(1)
+    deltas = [[spectra.matrix(spectrum, m, n, 10 * t + i) for i, (m, n) in enumerate(layers)] for t in range(8)]
+    base = [torch.zeros(s) for s in layers]
+    ranks = [int(0.08 * min(s)) for s in layers]
+
+    def published() -> list[Tensor]:
+        sums = []
+        for i, rank in enumerate(ranks):
+            total = torch.zeros(layers[i])
+            for task in deltas:
+                u, s, vh = torch.linalg.svd(task[i], full_matrices=False)
+                total += (u[:, :rank] * s[:rank]) @ vh[:rank]
+            sums.append(total)
+        return sums
+
+    return Contest(
+        ours={
+            "certified": lambda: ops.lowrank_sum(base, deltas, ranks),
+            "exact": lambda: ops.lowrank_sum(base, deltas, ranks, svd="exact"),
+        },
+        baselines={"torch.linalg.svd": published},
+    )
