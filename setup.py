@@ -1,10 +1,11 @@
 """Build the native parts with CMake and Ninja; everything else is in pyproject.toml.
 
 TASKARITH_NATIVE=0 leaves them out (every operator then runs its PyTorch reference); TASKARITH_NATIVE=dev adds the
-host execution of the CUDA sources that the tests use.
+host execution of the CUDA sources that the tests use. CMAKE_ARGS reaches CMake, for example -DTASKARITH_CUDA=OFF.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ class CMakeBuild(build_ext):
             f"-DTORCH_INCLUDE_DIRS={';'.join(cpp_extension.include_paths())}",
             f"-DTORCH_LIBRARY_DIR={Path(torch.__file__).parent / 'lib'}",
             f"-DTASKARITH_EMULATION={'ON' if MODE == 'dev' else 'OFF'}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]  # fmt: skip
         subprocess.check_call(configure)
         subprocess.check_call(["cmake", "--build", str(build), "--target", "install"])
