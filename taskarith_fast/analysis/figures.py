@@ -27,7 +27,7 @@ COLOURS = {
 MARKERS = {"average": "s", "task_arithmetic": "o", "ties": "^", "cart": "D"}
 _SEQUENCE = ("#b9d6ea", "#8bbbdd", "#5a9ccb", "#2f7ab5", "#135a97", "#083a6b")
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 10.5,

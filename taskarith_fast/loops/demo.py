@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ def run_study(config: DemoConfig, encoder: nn.Module, tasks: Mapping[str, data.T
     shop = Workshop(encoder, tasks)
     artefacts, reused = run_stages(plan, Store(out / "stages"), shop)
     results = collect(config, plan, artefacts, reused, encoder, tasks)
-    return write_report(results, tasks, encoder.image_size, out)
+    return write_report(results, tasks, cast(int, encoder.image_size), out)
 
 
 def run_stages(plan: Plan, store: Store, shop: Workshop) -> tuple[dict[str, Artefact], set[str]]:

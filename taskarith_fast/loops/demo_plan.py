@@ -113,7 +113,9 @@ class _Planner:
             stages[method] = self._search(method, label, models, grid, fixed)
         stages["cart"] = self._cart(label, models)
         if study.extra_rows:
-            stages |= self._extra_rows(label, config, probes)
+            stages["joint"] = self._joint(label, config, probes)
+        if study.extra_rows and config.trainable == "full":
+            stages |= {f"random_head/{name}": self._random_head(label, name, config) for name in self.tasks}
         return stages
 
     def evaluation(
@@ -146,25 +148,25 @@ class _Planner:
         cost = len(ratios) * (len(scales) * self._images["val"] + self._images["test"])
         return self._add("Merging, search and test", f"merge-cart-{label}", run, settings, inputs, cost)
 
-    def _extra_rows(
+    def _joint(
         self, label: str, config: FinetuneConfig, probes: dict[str, Stage[compute.Workshop]]
-    ) -> dict[str, Stage[compute.Workshop]]:
-        """The upper bound, and full fine-tuning from a random head, which only the "full" recipe has."""
-        cost = self._training_cost(config, self._images["train"]) + self._images["test"]
-        joint = partial(compute.train_jointly, config=config)
+    ) -> Stage[compute.Workshop]:
+        """The upper bound of merging."""
+        run = partial(compute.train_jointly, config=config)
         settings = {"finetune": _what(config), "data": self._data}
-        stages = {"joint": self._add("Joint training", f"joint-{label}", joint, settings, probes, cost)}
-        if config.trainable == "full":
-            config = dataclasses.replace(config, train_head=True, head_lr=self.config.random_head_lr)
-            for name, task in self.tasks.items():
-                run = partial(compute.train_from_random_head, task=name, config=config)
-                settings = {"finetune": _what(config), "task": self._data[name]}
-                cost = self._training_cost(config, len(task.splits["train"])) + len(task.splits["test"])
-                stage = self._add(
-                    "Training from a random head", f"random-head-{label}-{name}", run, settings, {}, cost
-                )
-                stages[f"random_head/{name}"] = stage
-        return stages
+        cost = self._training_cost(config, self._images["train"]) + self._images["test"]
+        return self._add("Joint training", f"joint-{label}", run, settings, probes, cost)
+
+    def _random_head(self, label: str, task: str, config: FinetuneConfig) -> Stage[compute.Workshop]:
+        """Full fine-tuning without a probe: encoder and random head together."""
+        config = dataclasses.replace(config, train_head=True, head_lr=self.config.random_head_lr)
+        run = partial(compute.train_from_random_head, task=task, config=config)
+        settings = {"finetune": _what(config), "task": self._data[task]}
+        splits = self.tasks[task].splits
+        cost = self._training_cost(config, len(splits["train"])) + len(splits["test"])
+        return self._add(
+            "Training from a random head", f"random-head-{label}-{task}", run, settings, {}, cost
+        )
 
     def _training_cost(self, config: FinetuneConfig, images: int) -> float:
         return _TRAINING_COST * config.total_steps(images) * config.batch_size * config.accumulation

@@ -62,7 +62,7 @@ class Workshop:
 
     def head(self, stored: Mapping[str, Tensor]) -> Head:
         """A frozen head of this state, on the encoder's device."""
-        head = Head(stored["weight"], stored["bias"], normalize=self.encoder.normalize_features)
+        head = Head(stored["weight"], stored["bias"], normalize=bool(self.encoder.normalize_features))
         return head.requires_grad_(False).to(device_of(self.encoder))
 
     def heads(self, inputs: Mapping[str, Artefact]) -> dict[str, Head]:
@@ -96,7 +96,7 @@ def train_probe(shop: Workshop, inputs: dict[str, Artefact], *, task: str, confi
     """Train the head of one task on the frozen encoder's features."""
     result = probe(shop.encoder, shop.tasks[task], config, shop.progress, cache=shop.features)
     facts = {"val_accuracy": result.val_accuracy, "c": result.c, "lr": result.lr}
-    return facts, {"weight": result.head.weight, "bias": result.head.bias}
+    return facts, result.head.state_dict()
 
 
 def train_encoder(shop: Workshop, inputs: dict[str, Artefact], *, task: str, config: FinetuneConfig) -> Made:

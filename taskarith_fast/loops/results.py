@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics as numbers
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from taskarith_fast import data
@@ -196,7 +197,9 @@ def _test(seeds: Seeds, method: str, names: Sequence[str], place: int) -> schema
 
 def _cosine(recipe: str, seeds: Seeds, names: Sequence[str]) -> schema.CosineMap:
     matrices = [artefacts["cosine"].tensors["cosine"] for artefacts in seeds]
-    return schema.CosineMap(recipe=recipe, names=list(names), matrix=(sum(matrices) / len(matrices)).tolist())
+    return schema.CosineMap(
+        recipe=recipe, names=list(names), matrix=torch.stack(matrices).mean(dim=0).tolist()
+    )
 
 
 def _chosen_point(artefact: Artefact) -> int:
