@@ -114,8 +114,9 @@ def findings(results: Results, recipe: str) -> list[str]:
         gain, error = 100 * row.over_probe.value, 100 * row.over_probe.stderr
         doubt = "" if abs(gain) > 2 * error else ", which is within two standard errors of no difference"
         sentences.append(
-            f"{row.label}: {100 * row.mean.value:.1f} % mean test accuracy, {gain:+.1f} ± {error:.1f} points "
-            f"against the linear probe{doubt}."
+            f"{row.label}: {100 * row.mean.value:.1f} % mean test accuracy, "
+            f"{100 * row.normalized_mean.value:.1f} % of the fine-tuned encoders'; "
+            f"{gain:+.1f} ± {error:.1f} points against the linear probe{doubt}."
         )
     return sentences + _edge_notes(results, recipe)
 

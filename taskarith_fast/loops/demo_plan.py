@@ -68,6 +68,7 @@ class _Planner:
             "version": __version__,
             "device": device_of(encoder).type,
             "encoder": digest({name: tensor.cpu() for name, tensor in encoder.state_dict().items()}),
+            "architecture": repr(getattr(encoder, "config", type(encoder).__name__)),
             "image_size": encoder.image_size,
         }
         self._data = {name: _fingerprint(task) for name, task in tasks.items()}

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import platform
 import shutil
 from pathlib import Path
 
@@ -144,6 +145,13 @@ def test_full_rank_of_cart_is_the_average(done):
 def test_the_chosen_point_has_the_best_validation_score(done):
     for curve in Results.load(done / "results.json").curves.scale:
         assert curve.chosen == [curve.scale[int(np.argmax(curve.val_normalized))]]
+
+
+def test_nothing_written_names_the_machine_or_a_path(done):
+    for name in ("results.json", "report.html", "table.md"):
+        text = (done / name).read_text()
+        for secret in (platform.node(), str(Path.home()), str(done), str(Path(data.__file__).parent)):
+            assert len(secret) < 4 or secret not in text, name
 
 
 def test_second_run_reuses_every_stage(done, encoder, tasks):
