@@ -180,28 +180,27 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Factors:
-    """Truncated deltas of all tasks: left [T, m, r] is U S, right [T, r, n] is Vh, total [T] the squared
-    norms."""
+    """Truncated deltas of all tasks: left [T, m, r] is U S, right [T, r, n] is Vh."""
 
     left: Tensor
     right: Tensor
-    total: Tensor
 
     @staticmethod
     def of(block: _Block, rank: int, svd: str) -> _Factors:
-        deltas = torch.stack([model - block.average for model in block.models])
+        deltas = torch.empty(len(block.models), *block.average.shape, device=block.average.device)
+        for delta, model in zip(deltas, block.models, strict=True):
+            torch.sub(model, block.average, out=delta)
         u, s, vh = truncated_svd(deltas, rank, svd=svd)
-        return _Factors(u * s[:, None], vh, deltas.double().square().sum((1, 2)))
+        return _Factors(u.mul_(s[:, None]), vh)
 
     def sum_to_rank(self, rank: int) -> Tensor:
         return self.left[:, :, :rank].transpose(0, 1).flatten(1) @ self.right[:, :rank].flatten(0, 1)
 
     def sum_to_energy(self, energy: float) -> Tensor:
+        """The sum with a rank of its own for each task; the factors must be of full rank."""
         kept = self.left.double().square().sum(1).cumsum(1)  # [T, r]
-        short = kept < energy * self.total[:, None]
-        keep = torch.cat(
-            [torch.ones_like(short[:, :1]), short[:, :-1]], 1
-        )  # the first that reaches it is still kept
+        short = kept < energy * kept[:, -1:]
+        keep = torch.cat([torch.ones_like(short[:, :1]), short[:, :-1]], 1)  # the one that reaches it is kept
         return (self.left * keep[:, None]).transpose(0, 1).flatten(1) @ self.right.flatten(0, 1)
 
 
