@@ -41,11 +41,11 @@ def ties(
     With n entries in the flattened task vector (keys sorted by name), `count_rule` keeps of each task
 
     * "exact": ``max(1, int(density n))`` entries, of equal magnitudes at the border the first ones;
-    * "official": those at least as large as the ``int(density n) + 1``-th largest, as the published code does;
+    * "official": those at least as large as the ``int(density n) + 1``-th largest, as the published code;
     * "talos": those larger than the ``int((1 - density) n)``-th smallest, as in the code of TaLoS.
 
-    Elections and combinations are those of `ops.ties_merge`. The thresholds cost one read of all models, the merge
-    a second one.
+    Elections and combinations are those of `ops.ties_merge`. The thresholds cost one read of all models, the
+    merge a second one.
 
     Args:
         base: The pre-trained model theta_0.

@@ -1,17 +1,17 @@
-r"""Find the exact k-th largest ``|finetuned - base|``: the trimming threshold of TIES (Yadav 2023, section 4).
+r"""Find the exact k-th largest ``|finetuned - base|``: the threshold of TIES (Yadav 2023, section 4).
 
 Deltas are float32 (exact upcast of the storage type, one rounding of the difference) and are ordered by
-magnitude with NaN above infinity, so the k-th one is always defined. A *segment* is where one threshold holds:
-all tensors in list order, flattened ("global"), one tensor ("tensor"), or one row along the last dimension
-("row"). Many entries may equal the threshold; the *cutoff* is the position in the segment (flattened, from 0)
-before which they belong to the k: entry j is among them exactly if ``|d_j| > threshold`` or
-``|d_j| == threshold and j < cutoff``. It is the segment's size where no tie has to be dropped. k = 0 gives
-(infinity, 0).
+magnitude with NaN above infinity, so the k-th one is always defined. A *segment* is where one threshold
+holds: all tensors in list order, flattened ("global"), one tensor ("tensor"), or one row along the last
+dimension ("row"). Many entries may equal the threshold; the *cutoff* is the position in the segment
+(flattened, from 0) before which they belong to the k: entry j is among them exactly if ``|d_j| >
+threshold`` or ``|d_j| == threshold and j < cutoff``. It is the segment's size where no tie has to be
+dropped. k = 0 gives (infinity, 0).
 
-Cost: one read of the base and of every task. A sample of 2^18 entries brackets the threshold; the scan counts
-what is outside the bracket and keeps the 0.8 % inside; an unlucky bracket costs three histogram passes more.
-Nothing is concatenated or materialised; ties at the bracket's ends are counted, not stored, and the extra memory
-stays under an eighth of the deltas.
+Cost: one read of the base and of every task. A sample of 2^18 entries brackets the threshold; the scan
+counts what is outside the bracket and keeps the 0.8 % inside; an unlucky bracket costs three histogram
+passes more. Nothing is concatenated or materialised; ties at the bracket's ends are counted, not stored,
+and the extra memory stays under an eighth of the deltas.
 
 Not differentiable: the threshold moves with one entry, the cutoff with none.
 """
@@ -47,7 +47,7 @@ def segment_count(base: Sequence[Tensor], scope: str) -> int:
 
 
 def magnitude_bits(finetuned: Tensor, base: Tensor) -> Tensor:
-    """Magnitudes of the float32 deltas, flattened, as int32 of the same order; all NaNs are one value on top."""
+    """Magnitudes of the float32 deltas, flattened, as int32 of the same order; NaNs are equal and on top."""
     bits = (finetuned.float() - base.float()).reshape(-1).contiguous().view(torch.int32)
     return (bits & 0x7FFFFFFF).clamp(max=NAN_MAGNITUDE)
 
@@ -124,9 +124,9 @@ def kth_magnitude(
         backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated".
 
     Returns:
-        thresholds, shape [S, T], float32, and cutoffs, shape [S, T], int64: entry j of segment s and task t is
-        among the k kept exactly if its magnitude is greater than the threshold, or equal to it and j < cutoff.
-        S is 1, L, or the number of rows.
+        thresholds, shape [S, T], float32, and cutoffs, shape [S, T], int64: entry j of segment s and task t
+        is among the k kept exactly if its magnitude is greater than the threshold, or equal to it and
+        j < cutoff. S is 1, L, or the number of rows.
 
     Raises:
         ArgumentError: If lists, shapes or dtypes do not fit together, or k is out of its domain.

@@ -3,18 +3,21 @@ r"""Merge task deltas by TIES: trim, elect a sign, combine what agrees (Yadav 20
 With d_t = finetuned_t - base where it is kept and 0 elsewhere (kth_magnitude gives thresholds and cutoffs),
 every coordinate j is merged on its own:
 
-1. vote v_j = sum_t d_tj ("mass"), sum_t sign(d_tj) ("count"), sum_t d_tj q_tj ("normmass"), or the d_tj of the
-   largest q_tj, the first of equal ones ("normfrac"); q_tj = d_tj^2 / |d_t|^2 with the norm over all kept entries
-   of task t, whatever the scope of the thresholds; a task that keeps nothing has q = 0;
-2. sign s_j = sign(v_j); where v_j = 0, s_j = +1 ("plus"), no sign and so nothing to merge ("zero"), or the sign
-   of sum_j sign(v_j) over all tensors ("global_majority"; if that is 0 too, the negative deltas are taken by mean
-   and sum, nothing by max, as in the published code);
-3. m_j = mean, sum, or entry of the largest magnitude, of the nonzero d_tj whose sign is s_j; 0 if there is none.
+1. vote v_j = sum_t d_tj ("mass"), sum_t sign(d_tj) ("count"), sum_t d_tj q_tj ("normmass"), or the d_tj of
+   the largest q_tj, the first of equal ones ("normfrac"); q_tj = d_tj^2 / |d_t|^2 with the norm over all
+   kept entries of task t, whatever the scope of the thresholds; a task that keeps nothing has q = 0;
+2. sign s_j = sign(v_j); where v_j = 0, s_j = +1 ("plus"), no sign and so nothing to merge ("zero"), or the
+   sign of sum_j sign(v_j) over all tensors ("global_majority"; if that is 0 too, the negative deltas are
+   taken by mean and sum, nothing by max, as in the published code);
+3. m_j = mean, sum, or entry of the largest magnitude, of the nonzero d_tj whose sign is s_j; 0 if there is
+   none.
 
-out = base + scale * m. Whether an entry is kept is decided on the float32 delta (a NaN is, always); votes and sums
-run over the tasks in order in float64, and the result is rounded once: one task, kept whole, at scale 1 gives back
-its own bytes. T + 1 reads and one write of every element; blocks with zero votes may be read twice, and the two
-norm rules read all inputs once more. Not differentiable: trimming and election are steps.
+out = base + scale * m. Whether an entry is kept is decided on the float32 delta; votes and sums run over
+the tasks in order in float64, and the result is rounded once: one task, kept whole, at scale 1 gives back
+its own bytes (where the base is not 2^29 times larger). NaN or infinite inputs give unspecified values; the
+merge methods refuse them. T + 1 reads and one write of every element; blocks with zero votes may be read
+twice, and the two norm rules read all inputs once more. Not differentiable: trimming and election are
+steps.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from torch import Tensor
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
 from taskarith_fast.ops._lists import check_lists, task_major
-from taskarith_fast.ops.kth_magnitude import NAN_MAGNITUDE, SCOPES, magnitude_bits, row_count, segment_count
+from taskarith_fast.ops.kth_magnitude import SCOPES, magnitude_bits, row_count, segment_count
 
 SCHEMA = (
     "(Tensor[] base, Tensor[] finetuned, Tensor thresholds, Tensor cutoffs, float scale, str elect, "
@@ -60,7 +63,7 @@ def ties_merge_reference(
         task = finetuned[t * len(base) : (t + 1) * len(base)]
         bits = torch.cat([magnitude_bits(f, b) for f, b in zip(task, base, strict=True)])
         limit = magnitude_bits(thresholds[:, t], torch.zeros_like(thresholds[:, t]))[segment]
-        kept = (bits > limit) | ((bits == limit) & (position < cutoffs[segment, t])) | (bits == NAN_MAGNITUDE)
+        kept = (bits > limit) | ((bits == limit) & (position < cutoffs[segment, t]))
         deltas[t] = torch.where(kept, torch.cat([f.reshape(-1).double() for f in task]) - flat, 0.0)
     out = flat + scale * _combine(deltas, _elected_signs(deltas, elect, combine, zero_sign), combine)
     parts = out.split([b.numel() for b in base])

@@ -1,4 +1,4 @@
-"""TIES on state dicts against METHODS' wording in float64, for all its rules."""
+"""TIES on state dicts against its authors' words in float64, for all its rules."""
 
 import itertools
 

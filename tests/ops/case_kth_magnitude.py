@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import torch
 
@@ -35,11 +37,16 @@ def _truth(base, finetuned, k, scope):
     segments = parts([b.shape for b in base], scope)
     if scope == "tensor":
         starts = np.cumsum([0, *[b.numel() for b in base]])
-        segments = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        segments = [slice(a, b) for a, b in itertools.pairwise(starts)]
     counts = k * len(segments) if scope == "global" else k
     if scope == "row":
-        counts = [c for b, c in zip(base, k, strict=True) for _ in range(b.numel() // b.shape[-1] if b.dim() else 1)]
-    thresholds, cutoffs = torch.full((len(segments), len(tasks)), torch.inf), torch.zeros(len(segments), len(tasks))
+        counts = [
+            c for b, c in zip(base, k, strict=True) for _ in range(b.numel() // b.shape[-1] if b.dim() else 1)
+        ]
+    thresholds, cutoffs = (
+        torch.full((len(segments), len(tasks)), torch.inf),
+        torch.zeros(len(segments), len(tasks)),
+    )
     for t, magnitude in enumerate(deltas(base, tasks)[1] if tasks else []):
         for s, (segment, count) in enumerate(zip(segments, counts, strict=True)):
             m = magnitude[segment]

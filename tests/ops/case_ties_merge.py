@@ -17,7 +17,12 @@ def _with_thresholds(base, finetuned, rules):
     k = [int(0.3 * b.numel()) for b in base]
     if scope == "row":
         k = [b.shape[-1] // 3 if b.dim() else 1 for b in base]
-    return base, finetuned, *kth_magnitude_reference(base, finetuned, [sum(k)] if scope == "global" else k, scope), *rules
+    return (
+        base,
+        finetuned,
+        *kth_magnitude_reference(base, finetuned, [sum(k)] if scope == "global" else k, scope),
+        *rules,
+    )
 
 
 def _sample(shapes, tasks, **rules):
@@ -62,7 +67,12 @@ CASE = OpCase(
         "one task": _sample(SHAPES, 1),
         "four tasks": _sample(SHAPES, 4, combine="max"),
         "nine tasks": _sample(SHAPES, 9, combine="sum"),
-        "no task": lambda dtype: (*task_lists(SHAPES, 0, dtype), torch.ones(1, 0), torch.ones(1, 0).long(), *_rules()),
+        "no task": lambda dtype: (
+            *task_lists(SHAPES, 0, dtype),
+            torch.ones(1, 0),
+            torch.ones(1, 0).long(),
+            *_rules(),
+        ),
         "count": _sample(SHAPES, 5, elect="count"),
         "normfrac": _sample(SHAPES, 5, elect="normfrac"),
         "normmass": _sample(SHAPES, 5, elect="normmass"),

@@ -1,4 +1,4 @@
-"""TIES as METHODS words it, coordinate by coordinate in float64 NumPy: the truth for the operators and the method."""
+"""TIES in its authors' words, in float64 NumPy: the truth for the operators and the method."""
 
 import numpy as np
 
@@ -73,7 +73,9 @@ def deltas(base, finetuned):
     """From lists of tensors: [T, N] in float64, and the float32 magnitudes that decide what is kept."""
     exact, magnitude = [], []
     for task in finetuned:
-        pairs = [(f.double().numpy().ravel(), b.double().numpy().ravel()) for f, b in zip(task, base, strict=True)]
+        pairs = [
+            (f.double().numpy().ravel(), b.double().numpy().ravel()) for f, b in zip(task, base, strict=True)
+        ]
         exact.append(np.concatenate([f - b for f, b in pairs]))
         singles = [f.astype(np.float32) - b.astype(np.float32) for f, b in pairs]
         magnitude.append(np.abs(np.concatenate(singles)))

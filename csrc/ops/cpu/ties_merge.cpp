@@ -210,7 +210,7 @@ void for_runs(const Inputs& x, const Block& block, std::vector<uint32_t>& thresh
       const int64_t kept = x.cutoffs[place.segment * x.tasks + t] - place.position;
       if (kept > 0) n = std::min(n, kept);
       const uint32_t threshold = x.thresholds[place.segment * x.tasks + t];
-      thresholds[t] = kept > 0 ? threshold : std::min(threshold + 1, kNan);  // a NaN is never trimmed away
+      thresholds[t] = kept > 0 ? threshold : threshold + 1;
     }
     f(begin, n);
     begin += n;
