@@ -120,10 +120,10 @@ def fit_adamw(features: Tensor, labels: Tensor, classes: int, lr: float, config:
 
 
 def fit_logistic(features: Tensor, labels: Tensor, classes: int, c: float, config: ProbeConfig) -> Classifier:
-    """Minimise mean cross entropy + |W|^2 / (2 C N) by L-BFGS in float64, from zero; b is free.
+    """Minimise mean cross entropy + |W|^2 / (2 C N) by L-BFGS in float64 from zero; b is free.
 
-    With ``config.standardize`` W is that of features of zero mean and unit variance, which gives C one meaning
-    for all encoders; the result is folded back to the features as they are. This is scikit-learn's
+    With ``config.standardize`` W is of features of zero mean and unit variance, which gives C one meaning for
+    all encoders; the result is folded back to the features as they are. This is scikit-learn's
     LogisticRegression(C=c), behind a StandardScaler or not; its objective is C N times ours.
 
     Args:

@@ -127,7 +127,7 @@ def test_joint_training_gives_every_task_its_share():
 
 
 def test_what_cannot_be_trained_is_refused():
-    with pytest.raises(ArgumentError, match="head must be given unless config.train_head"):
+    with pytest.raises(ArgumentError, match=r"head must be given unless config.train_head"):
         finetune(vit(), None, digits(), SHORT)
     with pytest.raises(ArgumentError, match="heads must have one for every task, but lacks digits0"):
         finetune_joint(vit(), {}, {"digits0": digits()}, SHORT)
