@@ -15,7 +15,7 @@ _BLOCK = 1 << 14  # floats: the temporaries of eight tasks fit into the second-l
 def published_ties(
     base: Sequence[Tensor], finetuned: Sequence[Sequence[Tensor]], density: float, scale: float
 ) -> Tensor:
-    """The authors' steps: flatten, kthvalue a task, mask, sign of the sum, mean of what agrees. Flat result."""
+    """The authors' steps: flatten, kthvalue, mask, sign of the sum, mean of what agrees. Flat result."""
     flat = torch.cat([b.reshape(-1) for b in base])
     deltas = torch.vstack([torch.cat([f.reshape(-1) for f in task]) for task in finetuned]) - flat
     size = deltas.shape[1]
@@ -30,10 +30,8 @@ def published_ties(
     return flat + scale * (chosen.sum(0) / torch.clamp(counts, min=1))
 
 
-def numpy_ties(
-    start: np.ndarray, models: Sequence[np.ndarray], density: float, scale: float
-) -> np.ndarray:
-    """Partition for the thresholds, election in cache-sized blocks, two threads; flat float32 arrays in and out."""
+def numpy_ties(start: np.ndarray, models: Sequence[np.ndarray], density: float, scale: float) -> np.ndarray:
+    """Partition for thresholds, election in cache-sized blocks, two threads; flat float32 arrays in and out."""
     out = np.empty_like(start)
     middle = start.size // 2
     with ThreadPoolExecutor(2) as pool:
