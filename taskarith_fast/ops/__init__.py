@@ -1,21 +1,31 @@
 """Every operator of the package; one module an operator, of the same name."""
 
+from taskarith_fast.ops.consensus import consensus
 from taskarith_fast.ops.dare import dare
 from taskarith_fast.ops.kth_magnitude import kth_magnitude
 from taskarith_fast.ops.linear import linear
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
+from taskarith_fast.ops.pack_bits import pack_bits
+from taskarith_fast.ops.tall_mask import tall_mask
 from taskarith_fast.ops.ties_merge import ties_merge
 from taskarith_fast.ops.truncated_svd import truncated_svd
+from taskarith_fast.ops.unpack_bits import unpack_bits
 from taskarith_fast.ops.weighted_sum import weighted_sum
 from taskarith_fast.ops.weighted_sum_backward import weighted_sum_backward
+from taskarith_fast.ops.where_bits import where_bits
 
 __all__ = [
+    "consensus",
     "dare",
     "kth_magnitude",
     "linear",
     "lowrank_sum",
+    "pack_bits",
+    "tall_mask",
     "ties_merge",
     "truncated_svd",
+    "unpack_bits",
     "weighted_sum",
     "weighted_sum_backward",
+    "where_bits",
 ]
