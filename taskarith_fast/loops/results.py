@@ -53,7 +53,8 @@ def collect(
     for branch in plan.branches:
         branches[branch.recipe].append({name: artefacts[stage.key] for name, stage in branch.stages.items()})
     names = list(tasks)
-    rows = [_probe_row(base, branches[next(iter(branches))], names)]
+    probes = {name: artefacts[plan.base.inputs[f"probe/{name}"].key] for name in names}
+    rows = [_probe_row(base, probes, branches[next(iter(branches))])]
     for recipe, seeds in branches.items():
         rows += _rows(recipe, seeds, base, names)
     return schema.Results(
@@ -90,11 +91,18 @@ def collect(
     )
 
 
-def _probe_row(base: Artefact, seeds: Seeds, names: Sequence[str]) -> schema.Row:
+def _probe_row(base: Artefact, probes: Mapping[str, Artefact], seeds: Seeds) -> schema.Row:
     """The row that no recipe changes; it is normalised by the first recipe's encoders."""
+    names = list(probes)
+    chosen = {
+        f"{parameter} for {name}": probe.facts[key]
+        for name, probe in probes.items()
+        for key, parameter in (("c", "C"), ("lr", "learning rate"))
+        if probe.facts[key] is not None
+    }
     probe = [_correct(base, "test", names)]
     reference = [_correct(artefacts["individual"], "test", names) for artefacts in seeds]
-    return _row("", "probe", "Linear probe", [{}], probe, reference, probe)
+    return _row("", "probe", "Linear probe", [chosen], probe, reference, probe)
 
 
 def _rows(recipe: str, seeds: Seeds, base: Artefact, names: Sequence[str]) -> list[schema.Row]:
