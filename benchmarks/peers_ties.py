@@ -31,7 +31,7 @@ def published_ties(
 
 
 def numpy_ties(start: np.ndarray, models: Sequence[np.ndarray], density: float, scale: float) -> np.ndarray:
-    """Partition for thresholds, election in cache-sized blocks, two threads; flat float32 arrays in and out."""
+    """Partition for thresholds, election in cache-sized blocks, two threads; flat arrays in and out."""
     out = np.empty_like(start)
     middle = start.size // 2
     with ThreadPoolExecutor(2) as pool:

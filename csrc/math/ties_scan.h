@@ -108,7 +108,8 @@ TASKARITH_AVX512 int64_t scan_avx512(const float* finetuned, const float* base, 
     for (int64_t j = 0; j < num_touched; ++j)
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
-        const __m512i bits = _mm512_min_epi32(load_bits(finetuned + touched[j] + 16 * u, base + touched[j] + 16 * u), nan);
+        const __m512i bits =
+            _mm512_min_epi32(load_bits(finetuned + touched[j] + 16 * u, base + touched[j] + 16 * u), nan);
         const __mmask16 strictly = _mm512_mask_cmplt_epi32_mask(_mm512_cmpgt_epi32_mask(bits, low), bits, high);
         counts.at_high += __builtin_popcount(_mm512_cmpeq_epi32_mask(bits, high));
         counts.at_low += __builtin_popcount(_mm512_mask_cmpeq_epi32_mask(two_values, bits, low));

@@ -23,9 +23,9 @@ inline int64_t check_ties_merge(const TensorList& base, const TensorList& finetu
                                 const Tensor& cutoffs, const std::string& zero_sign, const Segments& segments) {
   const int64_t tasks = check_task_lists("ties_merge", base, finetuned);
   for (const Tensor* table : {&thresholds, &cutoffs})
-    STD_TORCH_CHECK(table->dim() == 2 && table->size(0) == segments.count() &&
-                        (base.empty() || table->size(1) == tasks),
-                    "ties_merge: thresholds and cutoffs must have shape [S=", segments.count(), ", T=", tasks, "]");
+    STD_TORCH_CHECK(
+        table->dim() == 2 && table->size(0) == segments.count() && (base.empty() || table->size(1) == tasks),
+        "ties_merge: thresholds and cutoffs must have shape [S=", segments.count(), ", T=", tasks, "]");
   STD_TORCH_CHECK(thresholds.scalar_type() == ScalarType::Float, "ties_merge: thresholds must be float32");
   STD_TORCH_CHECK(cutoffs.scalar_type() == ScalarType::Long, "ties_merge: cutoffs must be int64");
   for (const Tensor& b : base)

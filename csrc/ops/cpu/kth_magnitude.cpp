@@ -14,18 +14,18 @@
 namespace taskarith {
 namespace {
 
-constexpr int64_t kBlock = 65536;         // elements a work item, and the size up to which a segment is simply selected
+constexpr int64_t kBlock = 65536;  // elements a work item, and the size up to which a segment is simply selected
 constexpr int64_t kScratch = kBlock + kScanSlack;
-constexpr int64_t kStrip = 2048;          // base stays in the first-level cache while the tasks pass over it
-constexpr int64_t kLine = 16;             // floats of a cache line: sampled together, since they are read together
-constexpr int64_t kMaxSample = 1 << 18;   // see sample_brackets
+constexpr int64_t kStrip = 2048;         // base stays in the first-level cache while the tasks pass over it
+constexpr int64_t kLine = 16;            // floats of a cache line: sampled together, since they are read together
+constexpr int64_t kMaxSample = 1 << 18;  // see sample_brackets
 constexpr int64_t kMagnitudeBits = 31;
 constexpr uint32_t kInfinity = 0x7F800000u;
 
 struct Views {
-  std::vector<ScalarType> types;         // [L]
-  std::vector<const void*> base;         // [L]
-  std::vector<const void*> finetuned;    // [T * L], task-major
+  std::vector<ScalarType> types;       // [L]
+  std::vector<const void*> base;       // [L]
+  std::vector<const void*> finetuned;  // [T * L], task-major
   int64_t tasks;
 
   const void* task(int64_t t, int64_t tensor) const { return finetuned[t * base.size() + tensor]; }
@@ -47,7 +47,7 @@ struct Segment {
 
 struct Kth {
   uint32_t bits = kInfinity;  // of the magnitude
-  int64_t cutoff = 0;      // entries equal to it are among the k first where their position is below
+  int64_t cutoff = 0;         // entries equal to it are among the k first where their position is below
 };
 
 struct Buffers {
@@ -68,9 +68,8 @@ void for_strips(const Views& x, int64_t t, const Block& block, Buffers& buffers,
 std::vector<uint32_t> block_magnitudes(const Views& x, int64_t t, const Block& block) {
   std::vector<uint32_t> bits(block.size);
   Buffers buffers;
-  for_strips(x, t, block, buffers, [&](const float* b, const float* f, int64_t s, int64_t n) {
-    fill_magnitudes(f, b, bits.data() + s, n);
-  });
+  for_strips(x, t, block, buffers,
+             [&](const float* b, const float* f, int64_t s, int64_t n) { fill_magnitudes(f, b, bits.data() + s, n); });
   return bits;
 }
 
@@ -202,13 +201,14 @@ void scan_block(const Views& x, const std::vector<int64_t>& tasks, std::deque<Ta
   }
   for (size_t j = 0; j < tasks.size(); ++j) {
     if (scans[j].stored.fetch_add(found[j]) + found[j] > segment.numel / 8 + kBlock) scans[j].overflow = true;
-    if (!scans[j].overflow) scans[j].blocks[index].inside.assign(&scratch[j * kScratch], &scratch[j * kScratch] + found[j]);
+    if (!scans[j].overflow)
+      scans[j].blocks[index].inside.assign(&scratch[j * kScratch], &scratch[j * kScratch] + found[j]);
   }
 }
 
 // One pass over the segment for all `tasks`, each against its bracket.
 std::deque<TaskScan> scan_segment(const Views& x, const std::vector<int64_t>& tasks,
-                                   const std::vector<Bracket>& brackets, const Segment& segment) {
+                                  const std::vector<Bracket>& brackets, const Segment& segment) {
   std::deque<TaskScan> scans;  // its elements never move
   for (const Bracket& bracket : brackets) scans.emplace_back(bracket, segment.blocks.size());
   parallel_ranges(static_cast<int64_t>(segment.blocks.size()), [&](int64_t first, int64_t last) {

@@ -37,15 +37,15 @@ struct Rules {
 struct Strip {
   alignas(64) float base[kStrip], finetuned[4][kStrip], out[kStrip];
   alignas(64) double base64[kStrip], vote[kStrip], sign[kStrip], total[kStrip], count[kStrip];
-  std::vector<double> deltas;         // [T, kStrip], zero where trimmed
-  std::vector<uint32_t> thresholds;   // [T], of the run at hand
+  std::vector<double> deltas;        // [T, kStrip], zero where trimmed
+  std::vector<uint32_t> thresholds;  // [T], of the run at hand
 
   explicit Strip(int64_t tasks) : deltas(tasks * kStrip), thresholds(tasks) {}
 };
 
 struct Tally {
-  int64_t signs = 0;        // sum of the elected signs
-  bool undecided = false;   // some coordinate merged deltas of a sign that was not elected
+  int64_t signs = 0;       // sum of the elected signs
+  bool undecided = false;  // some coordinate merged deltas of a sign that was not elected
 };
 
 TASKARITH_SIMD void start_strip(const float* __restrict base, double* __restrict base64, double* __restrict vote,
@@ -99,11 +99,14 @@ inline __attribute__((always_inline)) void elect_tasks(const float* const* f, in
 }
 
 // Up to four tasks: form and trim the deltas, in a register each, and add their votes in the order of the tasks.
-TASKARITH_SIMD void elect_group(Elect rule, const float* const* f, int64_t tasks, const float* base, const double* base64,
-                          const uint32_t* thresholds, const double* shares, double* deltas, double* vote, int64_t n) {
+TASKARITH_SIMD void elect_group(Elect rule, const float* const* f, int64_t tasks, const float* base,
+                                const double* base64, const uint32_t* thresholds, const double* shares, double* deltas,
+                                double* vote, int64_t n) {
   switch (rule) {
-    case Elect::kMass: return elect_tasks<Elect::kMass>(f, tasks, base, base64, thresholds, shares, deltas, vote, n);
-    case Elect::kCount: return elect_tasks<Elect::kCount>(f, tasks, base, base64, thresholds, shares, deltas, vote, n);
+    case Elect::kMass:
+      return elect_tasks<Elect::kMass>(f, tasks, base, base64, thresholds, shares, deltas, vote, n);
+    case Elect::kCount:
+      return elect_tasks<Elect::kCount>(f, tasks, base, base64, thresholds, shares, deltas, vote, n);
     case Elect::kNormFrac:
       return elect_tasks<Elect::kNormFrac>(f, tasks, base, base64, thresholds, shares, deltas, vote, n);
     case Elect::kNormMass:
@@ -152,9 +155,12 @@ inline __attribute__((always_inline)) void combine_tasks(const double* __restric
 TASKARITH_SIMD void combine_strip(Combine rule, const double* deltas, int64_t tasks, const double* sign, double* total,
                                   double* count, int64_t n) {
   switch (rule) {
-    case Combine::kMean: return combine_tasks<Combine::kMean>(deltas, tasks, sign, total, count, n);
-    case Combine::kSum: return combine_tasks<Combine::kSum>(deltas, tasks, sign, total, count, n);
-    case Combine::kMax: return combine_tasks<Combine::kMax>(deltas, tasks, sign, total, count, n);
+    case Combine::kMean:
+      return combine_tasks<Combine::kMean>(deltas, tasks, sign, total, count, n);
+    case Combine::kSum:
+      return combine_tasks<Combine::kSum>(deltas, tasks, sign, total, count, n);
+    case Combine::kMax:
+      return combine_tasks<Combine::kMax>(deltas, tasks, sign, total, count, n);
   }
 }
 
@@ -172,9 +178,12 @@ inline __attribute__((always_inline)) bool add_merged(const Strip& x, double sca
 // Returns whether a zero vote mattered: whether deltas of the sign given to it were merged.
 TASKARITH_SIMD bool finish_strip(Combine rule, const Strip& x, double scale, float* out, int64_t n) {
   switch (rule) {
-    case Combine::kMean: return add_merged<Combine::kMean>(x, scale, out, n);
-    case Combine::kSum: return add_merged<Combine::kSum>(x, scale, out, n);
-    default: return add_merged<Combine::kMax>(x, scale, out, n);
+    case Combine::kMean:
+      return add_merged<Combine::kMean>(x, scale, out, n);
+    case Combine::kSum:
+      return add_merged<Combine::kSum>(x, scale, out, n);
+    default:
+      return add_merged<Combine::kMax>(x, scale, out, n);
   }
 }
 
@@ -194,7 +203,8 @@ void elect_strip(const Inputs& x, Elect rule, const double* shares, int64_t tens
     const int64_t tasks = std::min<int64_t>(4, x.tasks - t);
     const float* f[4];
     for (int64_t u = 0; u < tasks; ++u) f[u] = load_block(x.task(t + u, tensor), type, begin, n, strip.finetuned[u]);
-    elect_group(rule, f, tasks, base, strip.base64, &strip.thresholds[t], shares + t, &strip.deltas[t * kStrip], strip.vote, n);
+    elect_group(rule, f, tasks, base, strip.base64, &strip.thresholds[t], shares + t, &strip.deltas[t * kStrip],
+                strip.vote, n);
   }
 }
 
@@ -258,7 +268,8 @@ std::vector<double> inverse_square_norms(const Inputs& x, const std::vector<Bloc
 // are merged with +1 first, and once more if the majority turns out otherwise.
 void merge_all(const Inputs& x, Rules rules, bool global_majority) {
   std::vector<Block> blocks = cut_into_blocks(x.segments.numels(), kBlock);
-  if (rules.elect == Elect::kNormFrac || rules.elect == Elect::kNormMass) rules.shares = inverse_square_norms(x, blocks);
+  if (rules.elect == Elect::kNormFrac || rules.elect == Elect::kNormMass)
+    rules.shares = inverse_square_norms(x, blocks);
   std::vector<char> undecided(blocks.size(), 0);
   std::atomic<int64_t> signs{0};
   const auto merge = [&](const std::vector<Block>& work, bool tally) {
@@ -301,8 +312,10 @@ TensorList ties_merge_cpu(TensorList base, TensorList finetuned, Tensor threshol
   for (const Tensor& f : finetuned) x.finetuned.push_back(f.const_data_ptr());
   const float* values = thresholds.const_data_ptr<float>();
   for (int64_t i = 0; i < thresholds.numel(); ++i) x.thresholds.push_back(ordered_magnitude(values[i]));
-  merge_all(x, {parse_elect(elect), parse_combine(combine), scale, zero_sign == "zero" ? 0.0 : 1.0,
-                std::vector<double>(tasks, 1)}, zero_sign == "global_majority");
+  merge_all(x,
+            {parse_elect(elect), parse_combine(combine), scale, zero_sign == "zero" ? 0.0 : 1.0,
+             std::vector<double>(tasks, 1)},
+            zero_sign == "global_majority");
   return out;
 }
 
