@@ -5,8 +5,8 @@
 `torch.nn.functional.linear` hands float32 matrices on the CPU to one BLAS, chosen when torch was built, and
 on some processors (AMD with AVX-512 and an MKL build) that BLAS leaves half of the machine unused. The same
 product is a 1x1 convolution over a channels-last image of one row, [1, k, 1, n], which torch hands to oneDNN:
-views only, no copies, float32 accumulation. Which of the two is faster is measured once a process and thread
-count; the rest of the program only ever calls `linear`.
+views only, no copies, float32 accumulation. Which of the two is faster is measured once a process, in processor
+time on one thread, so that a busy machine cannot choose; the rest of the program only ever calls `linear`.
 
 This is a composite function, not a registered operator: autograd, autocast and torch.compile see ordinary
 torch calls. Both routes are deterministic, but they round differently; pin one with `set_linear_route` (or
@@ -105,16 +105,12 @@ def requested_linear_route() -> str:
 def resolved_linear_route() -> str:
     """Return the route of large float32 CPU layers, "linear" or "conv1x1"; measures (< 50 ms) if need be."""
     route = requested_linear_route()
-    return measured_linear_route(torch.get_num_threads()) if route == "auto" else route
+    return measured_linear_route() if route == "auto" else route
 
 
 @functools.cache
-def measured_linear_route(threads: int) -> str:
-    """Return the faster route for one thread count, by the passes of one 512 x 384 x 384 layer.
-
-    Args:
-        threads: Number of threads torch uses now; it is the key under which the answer is kept.
-    """
+def measured_linear_route() -> str:
+    """Return the faster route of this processor, by the passes of one 512 x 384 x 384 layer."""
     if not torch.backends.mkldnn.is_available():
         return "linear"
     best = measure_linear_routes()
@@ -122,7 +118,7 @@ def measured_linear_route(threads: int) -> str:
 
 
 def measure_linear_routes(rows: int = 512, width: int = 384, seconds: float = 0.03) -> dict[str, float]:
-    """Time the forward and backward pass of one layer by both routes, interleaved, for about `seconds`.
+    """Time the forward and backward pass of one layer on one thread by both routes, interleaved, for about `seconds`.
 
     Args:
         rows: Rows of the input.
@@ -130,12 +126,12 @@ def measure_linear_routes(rows: int = 512, width: int = 384, seconds: float = 0.
         seconds: Time to spend; at least three passes of each route are made.
 
     Returns:
-        Seconds of the fastest pass, for "linear" and "conv1x1".
+        Seconds of processor time of the fastest pass, for "linear" and "conv1x1".
     """
     routes = {"linear": F.linear, "conv1x1": _conv1x1}
     best = dict.fromkeys(routes, float("inf"))
     # Constant inputs: the global random number generator must not notice that a measurement took place.
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), _one_thread():
         x, weight = (torch.ones(n, width, device="cpu").float().requires_grad_() for n in (rows, width))
         for route in routes.values():  # builds oneDNN's kernels
             _seconds_of_a_pass(route, x, weight)
@@ -149,17 +145,27 @@ def measure_linear_routes(rows: int = 512, width: int = 384, seconds: float = 0.
     return best
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _seconds_of_a_pass(route: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     y = route(x, weight)
     torch.autograd.grad(y, (x, weight), y.detach())
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def _auto_route(rows: int, weight: Tensor) -> str:
     if rows < _MIN_ROWS or rows * weight.numel() < _MIN_MULTIPLICATIONS or not torch.backends.mkldnn.enabled:
         return "linear"
-    return measured_linear_route(torch.get_num_threads())
+    return measured_linear_route()
 
 
 def _conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

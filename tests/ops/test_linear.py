@@ -164,7 +164,7 @@ def test_the_convolution_is_really_taken(monkeypatch):
 
 def test_small_layers_stay_with_torch_when_the_choice_is_free(monkeypatch):
     module = sys.modules["taskarith_fast.ops.linear"]
-    monkeypatch.setattr(module, "measured_linear_route", lambda threads: "conv1x1")
+    monkeypatch.setattr(module, "measured_linear_route", lambda: "conv1x1")
     calls = []
     monkeypatch.setattr(module, "_conv1x1", lambda *operands: calls.append(1) or F.linear(*operands))
     with linear_route("auto"):
@@ -197,8 +197,9 @@ def test_unknown_routes_are_refused(monkeypatch):
 
 def test_measuring_leaves_no_trace():
     torch.manual_seed(3)
-    state = torch.get_rng_state()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     with torch.inference_mode():
         best = measure_linear_routes(rows=8, width=8, seconds=0)
     assert set(best) == {"linear", "conv1x1"} and all(seconds > 0 for seconds in best.values())
     assert torch.equal(state, torch.get_rng_state()) and torch.is_grad_enabled()
+    assert torch.get_num_threads() == threads
