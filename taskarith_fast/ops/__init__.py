@@ -1,5 +1,6 @@
 """Every operator of the package; one module an operator, of the same name."""
 
+from taskarith_fast.ops.breadcrumbs import breadcrumbs
 from taskarith_fast.ops.consensus import consensus
 from taskarith_fast.ops.dare import dare
 from taskarith_fast.ops.kth_magnitude import kth_magnitude
@@ -15,6 +16,7 @@ from taskarith_fast.ops.weighted_sum_backward import weighted_sum_backward
 from taskarith_fast.ops.where_bits import where_bits
 
 __all__ = [
+    "breadcrumbs",
     "consensus",
     "dare",
     "kth_magnitude",
