@@ -53,7 +53,7 @@ def test_a_failed_write_leaves_no_debris(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("taskarith_fast.checkpoint.save_file", full)
+    monkeypatch.setattr("taskarith_fast.checkpoint.state.save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_state_dict({"a": torch.ones(2)}, tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == []
