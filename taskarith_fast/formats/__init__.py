@@ -1,0 +1,1 @@
+"""What users bring: files, names and layouts of other tools, turned into plain state dicts."""
