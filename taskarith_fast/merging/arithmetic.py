@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from taskarith_fast.errors import ArgumentError
-from taskarith_fast.merging.common import State, check_compatible, copied, in_order_of
+from taskarith_fast.merging.common import State, check_compatible, copied, in_order_of, per_task
 from taskarith_fast.ops import weighted_sum
 
 
@@ -41,12 +39,7 @@ def task_arithmetic(base: State, finetuned: Sequence[State], *, scale: float | S
         ArgumentError: If the number of scales is not T, or one is not finite.
         CheckpointError: If the models do not fit together.
     """
-    scales = [float(scale)] * len(finetuned) if isinstance(scale, (int, float)) else [float(s) for s in scale]
-    if len(scales) != len(finetuned):
-        raise ArgumentError(f"scale must be one number or {len(finetuned)} (one a task), got {len(scales)}")
-    if not all(math.isfinite(s) for s in scales):
-        raise ArgumentError(f"scale must be finite, got {scale}")
-    return _add(base, finetuned, scales)
+    return _add(base, finetuned, per_task("scale", scale, len(finetuned)))
 
 
 def _add(base: State, finetuned: Sequence[State], weights: list[float]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -59,6 +60,16 @@ def check_fraction(name: str, value: float) -> None:
     """Refuse a `value` outside (0, 1]; `name` is the argument's name."""
     if not 0.0 < value <= 1.0:
         raise ArgumentError(f"{name} must be in (0, 1], got {value}")
+
+
+def per_task(name: str, value: float | Sequence[float], tasks: int) -> list[float]:
+    """The argument `name`, one finite number or one a task, as T numbers; ArgumentError otherwise."""
+    values = [float(value)] * tasks if isinstance(value, (int, float)) else [float(v) for v in value]
+    if len(values) != tasks:
+        raise ArgumentError(f"{name} must be one number or {tasks} (one a task), got {len(values)}")
+    if not all(math.isfinite(v) for v in values):
+        raise ArgumentError(f"{name} must be finite, got {value}")
+    return values
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -56,7 +56,9 @@ def weight_table(weights: Tensor | Sequence[float], base: Sequence[Tensor], task
     if not isinstance(weights, Tensor):
         weights = torch.tensor(list(weights), dtype=torch.float64)
     if weights.shape not in ((tasks,), (tasks, length)):
-        raise ArgumentError(f"weights must have shape [T={tasks}] or [T={tasks}, L={length}], got {list(weights.shape)}")
+        raise ArgumentError(
+            f"weights must have shape [T={tasks}] or [T={tasks}, L={length}], got {list(weights.shape)}"
+        )
     if not tasks or not length:
         return weights.new_zeros(tasks, length, dtype=torch.float64)
     weights = weights.to(device=base[0].device, dtype=torch.float64)

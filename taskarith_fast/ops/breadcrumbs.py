@@ -1,13 +1,14 @@
 r"""Add the middle of every row of the task deltas to the base (Model Breadcrumbs, Davari 2024, section 3).
 
-``out[i] = base[i] + sum_t w[t, i] m[t, i] (finetuned[t, i] - base[i])`` with masks m that, in each row along the last
-dimension, drop the `removed` entries of the largest magnitude and keep the next `kept` ones. Both counts are exact: of
-equal magnitudes the entry with the lower position ranks higher, so it is removed first and kept first. Magnitudes are
-those of the float32 deltas, NaN above infinity; sums run over the tasks in order in float64 and are rounded once. A
-whole tensor counts as one row when it is given as such.
+``out[i] = base[i] + sum_t w[t, i] m[t, i] (finetuned[t, i] - base[i])`` with masks m that, in each row along
+the last dimension, drop the `removed` entries of the largest magnitude and keep the next `kept` ones. Both
+counts are exact: of equal magnitudes the entry with the lower position ranks higher, so it is removed first
+and kept first. Magnitudes are those of the float32 deltas, NaN above infinity; sums run over the tasks in
+order in float64 and are rounded once. A whole tensor counts as one row when it is given as such.
 
-The kernel finds both thresholds of a row by counting, in cache, and keeps masks as bits: T + 1 reads and one write of
-every element (rows longer than the caches are read twice), extra memory of 4 bytes an entry of a row and thread.
+The kernel finds both thresholds of a row by counting, in cache, and keeps masks as bits: T + 1 reads and one
+write of every element (rows longer than the caches are read twice), extra memory of 4 bytes an entry of a row
+and thread.
 
 Not differentiable: the masks are steps.
 """
@@ -93,8 +94,14 @@ def breadcrumbs(
     weights = weight_table(weights, base, tasks)
     check_lists(base, finetuned)
     if len(removed) != len(base) or len(kept) != len(base):
-        raise ArgumentError(f"removed and kept must hold {len(base)} counts, got {len(removed)} and {len(kept)}")
+        raise ArgumentError(
+            f"removed and kept must hold {len(base)} counts, got {len(removed)} and {len(kept)}"
+        )
     for i, (b, r, k) in enumerate(zip(base, removed, kept, strict=True)):
         if r < 0 or k < 0 or r + k > row_size(b):
-            raise ArgumentError(f"removed[{i}] + kept[{i}] must be in [0, {row_size(b)}], the row's size; got {r} + {k}")
-    return OP(base, task_major(finetuned), weights, list(removed), list(kept), backend=backend) if base else []
+            raise ArgumentError(
+                f"removed[{i}] + kept[{i}] must be in [0, {row_size(b)}], the row's size; got {r} + {k}"
+            )
+    return (
+        OP(base, task_major(finetuned), weights, list(removed), list(kept), backend=backend) if base else []
+    )

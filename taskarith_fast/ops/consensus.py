@@ -1,9 +1,10 @@
 r"""Merge only the weights that several tasks need (Consensus, Wang 2024, section 5).
 
-``out = base + scale [sum_t m_t >= threshold] tau_MT`` with the TALL masks m_t and the sum of task deltas tau_MT of
-``tall_mask``. Masks and sums exist in registers only: T + 1 reads and one write of every element. Everything is
-computed in float64 and rounded once; where too few tasks agree, the result is the base, bit by bit. threshold = 0
-keeps every entry (task arithmetic), 1 drops those that no task needs, 2 the selfish ones too (the paper's choice).
+``out = base + scale [sum_t m_t >= threshold] tau_MT`` with the TALL masks m_t and the sum of task deltas
+tau_MT of ``tall_mask``. Masks and sums exist in registers only: T + 1 reads and one write of every element.
+Everything is computed in float64 and rounded once; where too few tasks agree, the result is the base, bit by
+bit. threshold = 0 keeps every entry (task arithmetic), 1 drops those that no task needs, 2 the selfish ones
+too (the paper's choice).
 
 Not differentiable: comparisons.
 """

@@ -1,16 +1,17 @@
 r"""Add task deltas of which most entries are dropped at random, the rest rescaled (DARE, Yu 2024, section 3).
 
-``out[i] = base[i] + sum_t w[t, i] m[t, i] (finetuned[t, i] - base[i])`` with independent ``m ~ Bernoulli(density)``; a
-weight of ``scale / density`` keeps the expectation. The deltas and the masks exist in registers only: T + 1 reads and
-one write of every element. Sums run over the tasks in order in float64 and are rounded once to the storage type.
+``out[i] = base[i] + sum_t w[t, i] m[t, i] (finetuned[t, i] - base[i])`` with independent ``m ~
+Bernoulli(density)``; a weight of ``scale / density`` keeps the expectation. The deltas and the masks exist in
+registers only: T + 1 reads and one write of every element. Sums run over the tasks in order in float64 and
+are rounded once to the storage type.
 
-The random numbers are counter-based, Philox 4x32-10 with one 64-bit key a task and tensor (`stream`: a hash of seed,
-task and tensor *name*) and the element's index as the counter, so what is dropped depends neither on threads, blocks
-and shards nor on which other tensors there are or in what order. Element e is kept if ``u(e) < threshold``, with
-``u(e) = 2^16 high(e) + low(e)`` of 32 bits. One block of 128 bits decides eight elements: ``high(e)`` is half-word
-``4 ((e / 32) mod 2) + e mod 4`` of the block with counter ``c(e) = 8 (e / 64) + (e mod 32) / 4``, and ``low(e)`` the same
-half-word of the block whose third counter word is 1; the kernel computes the latter only where the former leaves the
-comparison open, for one element in 65,536.
+The random numbers are counter-based, Philox 4x32-10 with one 64-bit key a task and tensor (`stream`: a hash
+of seed, task and tensor *name*) and the element's index as the counter, so what is dropped depends neither on
+threads, blocks and shards nor on which other tensors there are or in what order. Element e is kept if ``u(e)
+< threshold``, with ``u(e) = 2^16 high(e) + low(e)`` of 32 bits. One block of 128 bits decides eight elements:
+``high(e)`` is half-word ``4 ((e / 32) mod 2) + e mod 4`` of the block with counter ``c(e) = 8 (e / 64) + (e
+mod 32) / 4``, and ``low(e)`` the same half-word of the block whose third counter word is 1; the kernel
+computes the latter only where the former leaves the comparison open, for one element in 65,536.
 
 Not differentiable: drawn once, the masks belong to a merge, not to a training step.
 """
@@ -109,15 +110,16 @@ def dare(
     Args:
         base: L tensors of any shapes, float32, bfloat16 or float16.
         finetuned: T lists of L tensors, each with the shape, dtype and device of its base tensor.
-        weights: One weight a task, shape [T], or one a task and tensor, shape [T, L]; rescaling by 1 / density is the
-            caller's.
+        weights: One weight a task, shape [T], or one a task and tensor, shape [T, L]; rescaling by 1 /
+            density is the caller's.
         streams: Keys of the generator, T lists of L signed 64-bit numbers: ``stream(seed, task, name)``.
-        density: Probability to keep an entry, in (0, 1]; used as the nearest positive multiple of 2^-32. 1 keeps all.
+        density: Probability to keep an entry, in (0, 1]; used as the nearest positive multiple of 2^-32. 1
+            keeps all.
         backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated".
 
     Returns:
-        L new contiguous tensors like `base`, within one unit in the last place of the float64 result for the same
-        masks. No task gives a copy of `base`; an entry that every task drops equals it bit by bit.
+        L new contiguous tensors like `base`, within one unit in the last place of the float64 result for the
+        same masks. No task gives a copy of `base`; an entry that every task drops equals it bit by bit.
 
     Raises:
         ArgumentError: If lists, shapes or dtypes do not fit together, or density is out of its domain.
@@ -127,7 +129,9 @@ def dare(
     if not 0.0 < density <= 1.0:
         raise ArgumentError(f"density must be in (0, 1], got {density}")
     if [len(row) for row in streams] != [len(base)] * tasks:
-        raise ArgumentError(f"streams must be {tasks} lists of {len(base)} keys, got {[len(row) for row in streams]}")
+        raise ArgumentError(
+            f"streams must be {tasks} lists of {len(base)} keys, got {[len(row) for row in streams]}"
+        )
     weights = weight_table(weights, base, tasks)
     check_lists(base, finetuned)
     if not base:

@@ -1,8 +1,8 @@
 r"""Pack boolean masks into bits: bit ``j % 8`` of byte ``j // 8`` is entry j of the flattened mask.
 
-This is numpy's ``packbits(..., bitorder="little")``. Each mask starts on a byte of its own; the bits after the last entry
-are zero. One byte read and an eighth written for each entry. ``unpack_bits`` is the inverse, ``where_bits`` chooses
-between two tensors without unpacking.
+This is numpy's ``packbits(..., bitorder="little")``. Each mask starts on a byte of its own; the bits after
+the last entry are zero. One byte read and an eighth written for each entry. ``unpack_bits`` is the inverse,
+``where_bits`` chooses between two tensors without unpacking.
 
 Not differentiable: bits.
 """

@@ -1,9 +1,9 @@
 r"""Localize what each task needs of a merged model, as packed bits (TALL masks, Wang 2024, eq. 5).
 
 With ``tau_t = finetuned_t - base`` and ``tau_MT = sum_t tau_t``, entry j of task t is needed if
-``|tau_t[j]| > lambda_t |tau_MT[j] - tau_t[j]|``. Everything is computed in float64 (the published code subtracts float32
-weights, and rounds the base in): T + 1 reads and T / 32 writes of every element. Where all deltas are zero the masks
-are zero: the comparison is strict. A NaN is never needed.
+``|tau_t[j]| > lambda_t |tau_MT[j] - tau_t[j]|``. Everything is computed in float64 (the published code
+subtracts float32 weights, and rounds the base in): T + 1 reads and T / 32 writes of every element. Where all
+deltas are zero the masks are zero: the comparison is strict. A NaN is never needed.
 
 Not differentiable: comparisons.
 """
@@ -47,7 +47,9 @@ def total_delta(deltas: Tensor) -> Tensor:
 def tall_mask_reference(base: list[Tensor], finetuned: list[Tensor], lambdas: Tensor) -> list[Tensor]:
     """The comparison in float64, tensor by tensor, then packed."""
     masks = (needed(task_deltas(base, finetuned, i), lambdas) for i in range(len(base)))
-    return [pack_reference(mask.reshape(mask.shape[0], b.numel())) for mask, b in zip(masks, base, strict=True)]
+    return [
+        pack_reference(mask.reshape(mask.shape[0], b.numel())) for mask, b in zip(masks, base, strict=True)
+    ]
 
 
 def tall_mask_fake(base: list[Tensor], finetuned: list[Tensor], lambdas: Tensor) -> list[Tensor]:
@@ -73,8 +75,9 @@ def tall_mask(
         backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated".
 
     Returns:
-        L tensors, shape [T, ceil(numel / 8)], uint8: bit ``j % 8`` of byte ``j // 8`` in row t is entry j (flattened) of
-        task t; the bits after the last entry are zero. ``unpack_bits`` and ``where_bits`` read a row.
+        L tensors, shape [T, ceil(numel / 8)], uint8: bit ``j % 8`` of byte ``j // 8`` in row t is entry j
+        (flattened) of task t; the bits after the last entry are zero. ``unpack_bits`` and ``where_bits`` read
+        a row.
 
     Raises:
         ArgumentError: If lists, shapes or dtypes do not fit together, or a lambda is negative or not finite.

@@ -1,9 +1,9 @@
-r"""Differentiate a weighted sum of tasks by its weights: ``out[t, i] = <grads[i], finetuned[t, i] - base[i]>``.
+r"""Differentiate a weighted sum by its weights: ``out[t, i] = <grads[i], finetuned[t, i] - base[i]>``.
 
-This is all that AdaMerging (Yang 2024, eq. 7) learns from: with ``theta[i] = base[i] + sum_t w[t, i] tau[t, i]`` and
-``grads[i] = d loss / d theta[i]``, out is ``d loss / d w``. One pass reads the gradient, the base and every task once
-(T + 2 reads, nothing written) and keeps no task vector. Sums run in float64 over fixed blocks, combined in order, so
-the bytes do not depend on the number of threads.
+This is all that AdaMerging (Yang 2024, eq. 7) learns from: with ``theta[i] = base[i] + sum_t w[t, i] tau[t,
+i]`` and ``grads[i] = d loss / d theta[i]``, out is ``d loss / d w``. One pass reads the gradient, the base
+and every task once (T + 2 reads, nothing written) and keeps no task vector. Sums run in float64 over fixed
+blocks, combined in order, so the bytes do not depend on the number of threads.
 
 Not differentiable a second time: no method of the field asks for it.
 """
@@ -21,10 +21,16 @@ from taskarith_fast.ops._lists import check_like, check_lists, task_major
 SCHEMA = "(Tensor[] grads, Tensor[] base, Tensor[] finetuned) -> Tensor"
 
 
-def weighted_sum_backward_reference(grads: list[Tensor], base: list[Tensor], finetuned: list[Tensor]) -> Tensor:
+def weighted_sum_backward_reference(
+    grads: list[Tensor], base: list[Tensor], finetuned: list[Tensor]
+) -> Tensor:
     """The dot products in float64, one by one; `finetuned` is task-major [T * L]."""
     length = len(base)
-    out = grads[0].new_zeros(len(finetuned), dtype=torch.float64) if grads else torch.zeros(0, dtype=torch.float64)
+    out = (
+        grads[0].new_zeros(len(finetuned), dtype=torch.float64)
+        if grads
+        else torch.zeros(0, dtype=torch.float64)
+    )
     for j, f in enumerate(finetuned):
         i = j % length
         out[j] = ((f.double() - base[i].double()) * grads[i].double()).sum()

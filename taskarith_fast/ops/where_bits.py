@@ -1,7 +1,7 @@
-r"""Choose between two lists of tensors by packed masks: ``out[j] = on[j]`` where bit j is set, ``off[j]`` elsewhere.
+r"""Choose between two lists of tensors by bits: ``out[j] = on[j]`` where bit j is set, else ``off[j]``.
 
-How a TALL mask becomes a model: the merged weights where the task needs them, the pre-trained ones elsewhere. Values
-are moved, not computed: bit by bit those of `on` or `off`. Two reads and one write of every element.
+How a TALL mask becomes a model: the merged weights where the task needs them, the pre-trained ones elsewhere.
+Values are moved, not computed: bit by bit those of `on` or `off`. Two reads and one write of every element.
 
 Not differentiable: it makes models, it does not train them.
 """
@@ -24,7 +24,9 @@ SCHEMA = "(Tensor[] bits, Tensor[] on, Tensor[] off) -> Tensor[]"
 
 def where_bits_reference(bits: list[Tensor], on: list[Tensor], off: list[Tensor]) -> list[Tensor]:
     """Unpack and choose, tensor by tensor."""
-    masks = (unpack_reference(packed, b.numel()).reshape(b.shape) for packed, b in zip(bits, off, strict=True))
+    masks = (
+        unpack_reference(packed, b.numel()).reshape(b.shape) for packed, b in zip(bits, off, strict=True)
+    )
     return [torch.where(mask, a, b).contiguous() for mask, a, b in zip(masks, on, off, strict=True)]
 
 

@@ -10,7 +10,11 @@ SHAPES = [(7, 13), (1,), (513,), (2, 3, 5)]
 def sample(shapes, tasks, spread=1e-2, lambdas=(0.4, 0.2, 0.6)):
     def make(dtype):
         base, finetuned = task_lists(shapes, tasks, dtype, spread=spread)
-        return base, finetuned, torch.tensor([lambdas[t % len(lambdas)] for t in range(tasks)], dtype=torch.float64)
+        return (
+            base,
+            finetuned,
+            torch.tensor([lambdas[t % len(lambdas)] for t in range(tasks)], dtype=torch.float64),
+        )
 
     return make
 
@@ -34,7 +38,8 @@ def masks_by_the_book(base, finetuned, lambdas):
     out = []
     for i, b in enumerate(base):
         deltas = np.stack(
-            [(f.double() - b.double()).numpy().ravel() for f in finetuned[i :: len(base)]] or [np.zeros(b.numel())]
+            [(f.double() - b.double()).numpy().ravel() for f in finetuned[i :: len(base)]]
+            or [np.zeros(b.numel())]
         )[: len(lambdas)]
         rest = deltas.sum(0, keepdims=True) - deltas
         out.append((deltas, np.abs(deltas) > lambdas.numpy()[:, None] * np.abs(rest)))

@@ -27,15 +27,19 @@ def _truth(grads, base, finetuned):
         for t in range(tasks)
         for i, b in enumerate(base)
     ]
-    return [torch.stack(out).reshape(tasks, len(base)) if out else torch.zeros(0, len(base), dtype=torch.float64)]
+    return [
+        torch.stack(out).reshape(tasks, len(base)) if out else torch.zeros(0, len(base), dtype=torch.float64)
+    ]
 
 
 def _compare(args, out, eager, truth):
     """Sums in float64: a rounding for each addition of the magnitudes, at worst."""
     grads, base, finetuned = args
-    magnitudes = _truth([g.abs() for g in grads], [torch.zeros_like(b) for b in base], [
-        (f.double() - base[j % len(base)].double()).abs() for j, f in enumerate(finetuned)
-    ])[0]
+    magnitudes = _truth(
+        [g.abs() for g in grads],
+        [torch.zeros_like(b) for b in base],
+        [(f.double() - base[j % len(base)].double()).abs() for j, f in enumerate(finetuned)],
+    )[0]
     longest = max(b.numel() for b in base)
     assert out[0].shape == truth[0].shape and not torch.isnan(out[0]).any()
     assert ((out[0] - truth[0]).abs() <= longest * 2**-53 * magnitudes).all()
