@@ -2,6 +2,7 @@
 
 from taskarith_fast.ops.breadcrumbs import breadcrumbs
 from taskarith_fast.ops.consensus import consensus
+from taskarith_fast.ops.count_magnitudes_ import count_magnitudes_
 from taskarith_fast.ops.dare import dare
 from taskarith_fast.ops.kth_magnitude import kth_magnitude
 from taskarith_fast.ops.linear import linear
@@ -9,6 +10,8 @@ from taskarith_fast.ops.lowrank_sum import lowrank_sum
 from taskarith_fast.ops.pack_bits import pack_bits
 from taskarith_fast.ops.tall_mask import tall_mask
 from taskarith_fast.ops.ties_merge import ties_merge
+from taskarith_fast.ops.ties_merge_part import ties_merge_part
+from taskarith_fast.ops.ties_square_sums import ties_square_sums
 from taskarith_fast.ops.truncated_svd import truncated_svd
 from taskarith_fast.ops.unpack_bits import unpack_bits
 from taskarith_fast.ops.weighted_sum import weighted_sum
@@ -18,6 +21,7 @@ from taskarith_fast.ops.where_bits import where_bits
 __all__ = [
     "breadcrumbs",
     "consensus",
+    "count_magnitudes_",
     "dare",
     "kth_magnitude",
     "linear",
@@ -25,6 +29,8 @@ __all__ = [
     "pack_bits",
     "tall_mask",
     "ties_merge",
+    "ties_merge_part",
+    "ties_square_sums",
     "truncated_svd",
     "unpack_bits",
     "weighted_sum",

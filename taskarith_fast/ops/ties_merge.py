@@ -55,6 +55,17 @@ def ties_merge_reference(
     """The formulas in float64 on flattened deltas; `finetuned` is task-major [T * L], the tables [S, T]."""
     if not base:
         return []
+    flat, deltas = kept_deltas(base, finetuned, thresholds, cutoffs, scope)
+    squares = deltas.square().sum(1)
+    votes = task_votes(deltas, elect, torch.where(squares > 0, 1 / squares, 0.0))
+    signs = _elected_signs(votes, combine, zero_sign)
+    return merged_tensors(base, flat + scale * combine_deltas(deltas, signs, combine))
+
+
+def kept_deltas(
+    base: list[Tensor], finetuned: list[Tensor], thresholds: Tensor, cutoffs: Tensor, scope: str
+) -> tuple[Tensor, Tensor]:
+    """The flattened base [N] and the task deltas [T, N] in float64, zero where they are trimmed."""
     tasks = thresholds.shape[1]
     segment, position = _segment_index(base, scope)  # [N]
     flat = torch.cat([b.reshape(-1).double() for b in base])
@@ -65,8 +76,12 @@ def ties_merge_reference(
         limit = magnitude_bits(thresholds[:, t], torch.zeros_like(thresholds[:, t]))[segment]
         kept = (bits > limit) | ((bits == limit) & (position < cutoffs[segment, t]))
         deltas[t] = torch.where(kept, torch.cat([f.reshape(-1).double() for f in task]) - flat, 0.0)
-    out = flat + scale * _combine(deltas, _elected_signs(deltas, elect, combine, zero_sign), combine)
-    parts = out.split([b.numel() for b in base])
+    return flat, deltas
+
+
+def merged_tensors(base: list[Tensor], flat: Tensor) -> list[Tensor]:
+    """The flattened result cut into tensors like `base`."""
+    parts = flat.split([b.numel() for b in base])
     return [part.reshape(b.shape).to(b.dtype) for part, b in zip(parts, base, strict=True)]
 
 
@@ -85,9 +100,9 @@ def _segment_index(base: list[Tensor], scope: str) -> tuple[Tensor, Tensor]:
     return segment, torch.arange(segment.numel(), device=device) - starts[segment]
 
 
-def _elected_signs(deltas: Tensor, elect: str, combine: str, zero_sign: str) -> Tensor:
+def _elected_signs(votes: Tensor, combine: str, zero_sign: str) -> Tensor:
     """[N] of +1, -1, or 0 where no delta is to be merged."""
-    signs = _votes(deltas, elect).sign()
+    signs = votes.sign()
     if zero_sign == "zero":
         return signs
     undecided = 1.0
@@ -97,22 +112,22 @@ def _elected_signs(deltas: Tensor, elect: str, combine: str, zero_sign: str) -> 
     return torch.where(signs == 0, undecided, signs)
 
 
-def _votes(deltas: Tensor, elect: str) -> Tensor:
+def task_votes(deltas: Tensor, elect: str, shares: Tensor) -> Tensor:
+    """The votes [N]; `shares` [T] is one over each task's sum of squared kept deltas."""
     if not deltas.shape[0]:
         return deltas.new_zeros(deltas.shape[1])
     if elect == "mass":
         return deltas.cumsum(0)[-1]  # in the order of the tasks
     if elect == "count":
         return deltas.sign().sum(0)
-    squares = deltas.square()
-    norms = squares.sum(1, keepdim=True)
-    fractions = torch.where(norms > 0, squares / norms, 0.0)
+    fractions = deltas.square() * shares.to(deltas.device)[:, None]
     if elect == "normmass":
         return (deltas * fractions).cumsum(0)[-1]
     return deltas.gather(0, fractions.argmax(0, keepdim=True))[0]
 
 
-def _combine(deltas: Tensor, signs: Tensor, combine: str) -> Tensor:
+def combine_deltas(deltas: Tensor, signs: Tensor, combine: str) -> Tensor:
+    """The merged delta [N] of the deltas that have the elected signs."""
     agreeing = deltas * signs > 0
     if combine == "max":
         return (deltas.abs() * agreeing).amax(0) * signs if deltas.shape[0] else torch.zeros_like(signs)

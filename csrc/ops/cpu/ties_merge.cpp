@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "math/ties_mass.h"
 #include "math/ties_scan.h"
 #include "utils/huge_pages.h"
 #include "utils/parallel.h"
@@ -39,8 +40,11 @@ struct Strip {
   alignas(64) double base64[kStrip], vote[kStrip], sign[kStrip], total[kStrip], count[kStrip];
   std::vector<double> deltas;        // [T, kStrip], zero where trimmed
   std::vector<uint32_t> thresholds;  // [T], of the run at hand
+  std::vector<float> converted;      // [T, kStrip], for 16-bit storage
+  std::vector<const float*> models;  // [T]
 
-  explicit Strip(int64_t tasks) : deltas(tasks * kStrip), thresholds(tasks) {}
+  explicit Strip(int64_t tasks)
+      : deltas(tasks * kStrip), thresholds(tasks), converted(tasks * kStrip), models(tasks) {}
 };
 
 struct Tally {
@@ -234,9 +238,34 @@ void for_strips(const Inputs& x, const Block& block, Strip& strip, const F& f) {
   });
 }
 
+// Whether the strip was merged here: the paper's rule, on a processor that has the instructions.
+bool merge_mass_strip([[maybe_unused]] const Inputs& x, const Rules& rules, [[maybe_unused]] int64_t tensor,
+                      [[maybe_unused]] int64_t begin, [[maybe_unused]] int64_t n, [[maybe_unused]] Strip& strip,
+                      [[maybe_unused]] Tally& tally) {
+  if (rules.elect != Elect::kMass || rules.combine == Combine::kMax) return false;
+#if defined(__x86_64__)
+  if (!has_avx512()) return false;
+  const ScalarType type = x.types[tensor];
+  const float* base = load_block(x.base[tensor], type, begin, n, strip.base);
+  for (int64_t t = 0; t < x.tasks; ++t)
+    strip.models[t] = load_block(x.task(t, tensor), type, begin, n, &strip.converted[t * kStrip]);
+  const MassResult result = merge_mass(base, strip.models.data(), x.tasks, strip.thresholds.data(),
+                                       rules.combine == Combine::kMean, rules.undecided, rules.scale, strip.out, n);
+  tally.signs += result.signs;
+  tally.undecided |= result.undecided;
+  return true;
+#else
+  return false;
+#endif
+}
+
 Tally merge_block(const Inputs& x, const Rules& rules, const Block& block, Strip& strip) {
   Tally tally;
   for_strips(x, block, strip, [&](int64_t begin, int64_t n) {
+    if (merge_mass_strip(x, rules, block.tensor, begin, n, strip, tally)) {
+      stream_block<kStrip>(strip.out, x.out[block.tensor], x.types[block.tensor], begin, n);
+      return;
+    }
     elect_strip(x, rules.elect, rules.shares.data(), block.tensor, begin, n, strip);
     tally.signs += resolve(strip.vote, rules.undecided, strip.sign, n);
     combine_strip(rules.combine, strip.deltas.data(), x.tasks, strip.sign, strip.total, strip.count, n);
@@ -246,8 +275,8 @@ Tally merge_block(const Inputs& x, const Rules& rules, const Block& block, Strip
   return tally;
 }
 
-// One over each task's sum of squared kept deltas; 0 for a task that keeps none. Blocks are added up in order.
-std::vector<double> inverse_square_norms(const Inputs& x, const std::vector<Block>& blocks) {
+// Adds each task's sum of squared kept deltas to sums [T], block after block.
+void add_square_sums(const Inputs& x, const std::vector<Block>& blocks, double* sums) {
   std::vector<double> squares(blocks.size() * x.tasks, 0);
   const std::vector<double> ones(x.tasks, 1);
   parallel_ranges(static_cast<int64_t>(blocks.size()), [&](int64_t first, int64_t last) {
@@ -258,68 +287,118 @@ std::vector<double> inverse_square_norms(const Inputs& x, const std::vector<Bloc
         for (int64_t t = 0; t < x.tasks; ++t) squares[j * x.tasks + t] += sum_of_squares(&strip.deltas[t * kStrip], n);
       });
   });
-  std::vector<double> shares(x.tasks, 0);
-  for (size_t i = 0; i < squares.size(); ++i) shares[i % x.tasks] += squares[i];
-  for (double& s : shares) s = s > 0 ? 1 / s : 0;
-  return shares;
+  for (size_t i = 0; i < squares.size(); ++i) sums[i % x.tasks] += squares[i];
+}
+
+struct Outcome {
+  int64_t signs = 0;            // sum of the elected signs
+  std::vector<char> undecided;  // of each block
+};
+
+Outcome merge_blocks(const Inputs& x, const Rules& rules, const std::vector<Block>& blocks) {
+  Outcome outcome{0, std::vector<char>(blocks.size(), 0)};
+  std::atomic<int64_t> signs{0};
+  parallel_ranges(static_cast<int64_t>(blocks.size()), [&](int64_t first, int64_t last) {
+    Strip strip(x.tasks);
+    for (int64_t j = first; j < last; ++j) {
+      const Tally result = merge_block(x, rules, blocks[j], strip);
+      signs += result.signs, outcome.undecided[j] = result.undecided;
+    }
+    stream_fence();
+  });
+  outcome.signs = signs;
+  return outcome;
 }
 
 // A zero vote takes the sign that most coordinates elected. That is known only at the end: blocks in which it matters
 // are merged with +1 first, and once more if the majority turns out otherwise.
 void merge_all(const Inputs& x, Rules rules, bool global_majority) {
   std::vector<Block> blocks = cut_into_blocks(x.segments.numels(), kBlock);
-  if (rules.elect == Elect::kNormFrac || rules.elect == Elect::kNormMass)
-    rules.shares = inverse_square_norms(x, blocks);
-  std::vector<char> undecided(blocks.size(), 0);
-  std::atomic<int64_t> signs{0};
-  const auto merge = [&](const std::vector<Block>& work, bool tally) {
-    parallel_ranges(static_cast<int64_t>(work.size()), [&](int64_t first, int64_t last) {
-      Strip strip(x.tasks);
-      for (int64_t j = first; j < last; ++j) {
-        const Tally result = merge_block(x, rules, work[j], strip);
-        if (tally) signs += result.signs, undecided[j] = result.undecided;
-      }
-      stream_fence();
-    });
-  };
-  merge(blocks, global_majority);
-  if (!global_majority || signs > 0) return;
+  if (rules.elect == Elect::kNormFrac || rules.elect == Elect::kNormMass) {
+    rules.shares.assign(x.tasks, 0);
+    add_square_sums(x, blocks, rules.shares.data());
+    for (double& s : rules.shares) s = s > 0 ? 1 / s : 0;
+  }
+  const Outcome first = merge_blocks(x, rules, blocks);
+  if (!global_majority || first.signs > 0) return;
   // With no majority either, the published code takes the negative deltas (its "not positive" branch), and 0 for max.
-  rules.undecided = signs < 0 || rules.combine != Combine::kMax ? -1 : 0;
+  rules.undecided = first.signs < 0 || rules.combine != Combine::kMax ? -1 : 0;
   std::vector<Block> again;
   for (size_t j = 0; j < blocks.size(); ++j)
-    if (undecided[j]) again.push_back(blocks[j]);
-  merge(again, false);
+    if (first.undecided[j]) again.push_back(blocks[j]);
+  merge_blocks(x, rules, again);
 }
+
+// The checked arguments, contiguous, and the outputs unless `reads_only`.
+struct Arguments {
+  Segments segments;
+  TensorList base, finetuned, out;
+  Tensor thresholds, cutoffs;
+  Inputs inputs;
+
+  Arguments(const Arguments&) = delete;
+  Arguments(TensorList b, TensorList f, Tensor limits, Tensor ends, const std::string& zero_sign,
+            const std::string& scope, bool reads_only)
+      : segments(make_segments("ties_merge", b, scope)),
+        base(contiguous(b)),
+        finetuned(contiguous(f)),
+        thresholds(torch::stable::contiguous(limits)),
+        cutoffs(torch::stable::contiguous(ends)),
+        inputs{segments, check_ties_merge(b, f, limits, ends, zero_sign, segments), {}, {}, {}, {}, {}, nullptr} {
+    for (const Tensor& tensor : base) {
+      inputs.types.push_back(tensor.scalar_type());
+      inputs.base.push_back(tensor.const_data_ptr());
+      if (reads_only) continue;
+      out.push_back(torch::stable::empty_like(tensor));
+      advise_huge_pages(out.back().mutable_data_ptr(), tensor.numel() * element_size(tensor.scalar_type()));
+      inputs.out.push_back(out.back().mutable_data_ptr());
+    }
+    for (const Tensor& tensor : finetuned) inputs.finetuned.push_back(tensor.const_data_ptr());
+    const float* values = thresholds.const_data_ptr<float>();
+    for (int64_t i = 0; i < thresholds.numel(); ++i) inputs.thresholds.push_back(ordered_magnitude(values[i]));
+    inputs.cutoffs = cutoffs.const_data_ptr<int64_t>();
+  }
+};
 
 TensorList ties_merge_cpu(TensorList base, TensorList finetuned, Tensor thresholds, Tensor cutoffs, double scale,
                           std::string elect, std::string combine, std::string zero_sign, std::string scope) {
-  const Segments segments = make_segments("ties_merge", base, scope);
-  const int64_t tasks = check_ties_merge(base, finetuned, thresholds, cutoffs, zero_sign, segments);
-  base = contiguous(base);
-  finetuned = contiguous(finetuned);
-  thresholds = torch::stable::contiguous(thresholds);
-  cutoffs = torch::stable::contiguous(cutoffs);
-  Inputs x{segments, tasks, {}, {}, {}, {}, {}, cutoffs.const_data_ptr<int64_t>()};
-  TensorList out;
-  for (const Tensor& b : base) {
-    out.push_back(torch::stable::empty_like(b));
-    advise_huge_pages(out.back().mutable_data_ptr(), b.numel() * element_size(b.scalar_type()));
-    x.types.push_back(b.scalar_type());
-    x.base.push_back(b.const_data_ptr());
-    x.out.push_back(out.back().mutable_data_ptr());
-  }
-  for (const Tensor& f : finetuned) x.finetuned.push_back(f.const_data_ptr());
-  const float* values = thresholds.const_data_ptr<float>();
-  for (int64_t i = 0; i < thresholds.numel(); ++i) x.thresholds.push_back(ordered_magnitude(values[i]));
-  merge_all(x,
-            {parse_elect(elect), parse_combine(combine), scale, zero_sign == "zero" ? 0.0 : 1.0,
-             std::vector<double>(tasks, 1)},
-            zero_sign == "global_majority");
-  return out;
+  const Arguments x(base, finetuned, thresholds, cutoffs, zero_sign, scope, false);
+  merge_all(x.inputs, {parse_elect(elect), parse_combine(combine), scale, zero_sign == "zero" ? 0.0 : 1.0,
+                       std::vector<double>(x.inputs.tasks, 1)}, zero_sign == "global_majority");
+  return x.out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(taskarith, CPU, m) { m.impl("ties_merge", TORCH_BOX(&ties_merge_cpu)); }
+TensorList ties_merge_part_cpu(TensorList base, TensorList finetuned, Tensor thresholds, Tensor cutoffs, Tensor shares,
+                               double scale, std::string elect, std::string combine, double undecided,
+                               std::string scope) {
+  Arguments x(base, finetuned, thresholds, cutoffs, "plus", scope, false);
+  check_task_sums("ties_merge_part", shares, x.inputs.tasks);
+  const double* values = shares.const_data_ptr<double>();
+  const Outcome outcome = merge_blocks(x.inputs, {parse_elect(elect), parse_combine(combine), scale, undecided,
+                                                  std::vector<double>(values, values + x.inputs.tasks)},
+                                       cut_into_blocks(x.segments.numels(), kBlock));
+  x.out.push_back(torch::stable::empty({2}, ScalarType::Long));
+  int64_t* tally = x.out.back().mutable_data_ptr<int64_t>();
+  tally[0] = outcome.signs;
+  tally[1] = std::count(outcome.undecided.begin(), outcome.undecided.end(), 1) > 0;
+  return x.out;
+}
+
+Tensor ties_square_sums_cpu(TensorList base, TensorList finetuned, Tensor thresholds, Tensor cutoffs, Tensor start,
+                            std::string scope) {
+  const Arguments x(base, finetuned, thresholds, cutoffs, "plus", scope, true);
+  check_task_sums("ties_square_sums", start, x.inputs.tasks);
+  Tensor sums = torch::stable::empty({x.inputs.tasks}, ScalarType::Double);
+  std::copy_n(start.const_data_ptr<double>(), x.inputs.tasks, sums.mutable_data_ptr<double>());
+  add_square_sums(x.inputs, cut_into_blocks(x.segments.numels(), kBlock), sums.mutable_data_ptr<double>());
+  return sums;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(taskarith, CPU, m) {
+  m.impl("ties_merge", TORCH_BOX(&ties_merge_cpu));
+  m.impl("ties_merge_part", TORCH_BOX(&ties_merge_part_cpu));
+  m.impl("ties_square_sums", TORCH_BOX(&ties_square_sums_cpu));
+}
 
 }  // namespace
 }  // namespace taskarith
