@@ -40,21 +40,50 @@ TASKARITH_SIMD double fill_row(const float* __restrict finetuned, const float* _
   return sum;
 }
 
-TASKARITH_SIMD void count_above(const int32_t* __restrict bits, int64_t n, const int32_t* __restrict values,
-                                int64_t* __restrict counts) {
-  constexpr int64_t kChunk = 1 << 20;
+constexpr int64_t kCountChunk = 1 << 20;  // lane counters of 32 bits suffice
+
+TASKARITH_SIMD void count_portable(const int32_t* __restrict bits, int64_t n, const int32_t* __restrict values,
+                                   int64_t* __restrict counts) {
   const int32_t a = values[0], b = values[1];
-  counts[0] = counts[1] = 0;
-  for (int64_t begin = 0; begin < n; begin += kChunk) {
-    const int64_t end = std::min(n, begin + kChunk);
-    int32_t above_a = 0, above_b = 0;
+  int32_t above_a = 0, above_b = 0;
 #pragma omp simd reduction(+ : above_a, above_b)
-    for (int64_t i = begin; i < end; ++i) {
-      above_a += bits[i] > a;
-      above_b += bits[i] > b;
-    }
-    counts[0] += above_a;
-    counts[1] += above_b;
+  for (int64_t i = 0; i < n; ++i) {
+    above_a += bits[i] > a;
+    above_b += bits[i] > b;
+  }
+  counts[0] += above_a;
+  counts[1] += above_b;
+}
+
+#if defined(__x86_64__)
+// Four accumulators: compilers keep two, and the additions then wait for each other.
+TASKARITH_AVX512 inline int64_t count_avx512(const int32_t* bits, int64_t n, const int32_t* values, int64_t* counts) {
+  const __m512i a = _mm512_set1_epi32(values[0]), b = _mm512_set1_epi32(values[1]), one = _mm512_set1_epi32(1);
+  __m512i above[4] = {};
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m512i x = _mm512_loadu_si512(bits + i), y = _mm512_loadu_si512(bits + i + 16);
+    above[0] = _mm512_mask_add_epi32(above[0], _mm512_cmpgt_epi32_mask(x, a), above[0], one);
+    above[1] = _mm512_mask_add_epi32(above[1], _mm512_cmpgt_epi32_mask(x, b), above[1], one);
+    above[2] = _mm512_mask_add_epi32(above[2], _mm512_cmpgt_epi32_mask(y, a), above[2], one);
+    above[3] = _mm512_mask_add_epi32(above[3], _mm512_cmpgt_epi32_mask(y, b), above[3], one);
+  }
+  counts[0] += _mm512_reduce_add_epi32(_mm512_add_epi32(above[0], above[2]));
+  counts[1] += _mm512_reduce_add_epi32(_mm512_add_epi32(above[1], above[3]));
+  return i;
+}
+#endif
+
+// counts[u] = how many of the n entries exceed values[u], for two values.
+inline void count_above(const int32_t* bits, int64_t n, const int32_t* values, int64_t* counts) {
+  counts[0] = counts[1] = 0;
+  for (int64_t begin = 0; begin < n; begin += kCountChunk) {
+    const int64_t size = std::min(kCountChunk, n - begin);
+    int64_t i = 0;
+#if defined(__x86_64__)
+    if (has_avx512()) i = count_avx512(bits + begin, size, values, counts);
+#endif
+    if (i < size) count_portable(bits + begin + i, size - i, values, counts);
   }
 }
 
