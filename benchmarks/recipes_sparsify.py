@@ -1,4 +1,4 @@
-"""The published recipes of the sparsifiers in plain torch, in place where the published code is: the baselines.
+"""The published recipes of the sparsifiers in plain torch: the baselines.
 
 Each takes flat lists (base, [T][L] fine-tuned) and returns the merged tensors, or masks. They keep the
 algorithm and the data flow of the papers' code (task vectors first, then masks, then the sum), without its
