@@ -1,7 +1,7 @@
-"""The zip archives that `torch.save` writes, read strictly: stored members only, none overlapping, checksums held.
+"""The zip archives that `torch.save` writes, read strictly: stored members, none overlapping, checksums held.
 
-Nothing is ever unpacked to disk and nothing is decompressed, so names that climb directories and zip bombs have no
-one to harm; such files are refused all the same, because PyTorch does not write them.
+Nothing is ever unpacked to disk and nothing is decompressed, so names that climb directories and zip bombs
+have no one to harm; such files are refused all the same, because PyTorch does not write them.
 """
 
 from __future__ import annotations

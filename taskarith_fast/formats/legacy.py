@@ -1,4 +1,4 @@
-"""The container that `torch.save` wrote before release 1.6: five pickles one after the other, then the storages."""
+"""The container that `torch.save` wrote before release 1.6: five pickles in a row, then the storages."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """A pickle machine that executes nothing: it turns a pickle into records of what the file says.
 
-`pickletools.genops` cuts the stream into opcodes; this module gives each opcode an inert meaning. A global becomes a
-`Named`, a call becomes a `Stub` that remembers function and arguments, and only the calls in the caller's table, all
-of them functions of ours, build anything. Nothing that the file names is ever imported, looked up or called.
+`pickletools.genops` cuts the stream into opcodes; this module gives each opcode an inert meaning. A global
+becomes a `Named`, a call becomes a `Stub` that remembers function and arguments, and only the calls in the
+caller's table, all of them functions of ours, build anything. Nothing that the file names is ever imported,
+looked up or called.
 
-The work is bounded: opcodes are counted, containers grow by one reference an opcode, a state is kept and not merged,
-and no value of the file is ever hashed but short strings and 64-bit integers.
+The work is bounded: opcodes are counted, containers grow by one reference an opcode, a state is kept and not
+merged, and no value of the file is ever hashed but text and 64-bit integers.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Named:
 
 @dataclass(eq=False, slots=True)
 class Stub:
-    """An object of a class that is not built: what would have been called, with what, and the state it was given."""
+    """An object of a class that is not built: what would be called, with what, and the state it was given."""
 
     of: Any
     args: Any = ()
@@ -84,10 +85,11 @@ def describe(value: Any) -> str:
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
-_LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
-    "BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
-)
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
 _REFUSED = {
     **dict.fromkeys(("EXT1", "EXT2", "EXT4"), "the extension registry"),
     **dict.fromkeys(("NEXT_BUFFER", "READONLY_BUFFER"), "out-of-band buffers"),
@@ -286,7 +288,7 @@ class _Machine:
 
 
 def safe_key(key: Any) -> Any:
-    """`key` where hashing it is quick whoever wrote it, else a Stub: it is no tensor's name, and stays distinct."""
+    """`key` where hashing it is quick whoever wrote it, else a Stub: no tensor's name, and distinct."""
     if isinstance(key, (str, bool)) or key is None or (isinstance(key, int) and -(2**63) <= key < 2**63):
         return key
     return Stub("key", (key,))

@@ -1,4 +1,4 @@
-"""From the records of a pickle to a flat state dict: which object is the model, and what its tensors are called."""
+"""From the records of a pickle to a flat state dict: which object is the model, its tensors' names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch files of any content, read without executing anything; whole modules come out as flat state dicts."""
+"""PyTorch files of any content, read without executing anything; whole modules become flat state dicts."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ class PickledState:
 
 
 def read_pickled(path: str | os.PathLike[str], *, key: str | None = None) -> PickledState:
-    """Read the tensors of a file that `torch.save` wrote, whatever classes it names; none is imported or called.
+    """Read the tensors of a file that `torch.save` wrote, none of its classes is imported or called.
 
-    Whole modules give the parameters and persistent buffers that their `state_dict()` would, bit by bit; hooks that
-    a class puts on `state_dict` are code and do not run. Memory: the tensors' own, plus 64 MiB at most.
+    Whole modules give the parameters and persistent buffers that their `state_dict()` would, bit by bit;
+    hooks that a class puts on `state_dict` are code and do not run. Memory: the tensors' own, plus 64 MiB at
+    most.
 
     Args:
         path: A PyTorch file, of the zip format or the one before it.

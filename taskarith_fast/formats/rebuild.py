@@ -28,11 +28,11 @@ _STORAGES = {
     "torch.storage.UntypedStorage": torch.uint8,
 }
 _DTYPES = {
-    f"torch.{name}": getattr(torch, name)
-    for name in (
-        "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool complex64 "
-        "complex128 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz"
-    ).split()
+    str(dtype): dtype
+    for dtype in (
+        *_STORAGES.values(),
+        *(torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2),
+    )
 }
 _MAX_DIMENSIONS = 64
 _MAX_BYTES = 1 << 50  # more than any file holds; keeps the arithmetic below in small integers
@@ -159,7 +159,7 @@ def _rebuild_parameter(args: tuple[Any, ...]) -> Any:
 
 
 def _rebuild_from_type(args: tuple[Any, ...]) -> Any:
-    # (function, type, its arguments, attributes): a tensor with attributes, or of a subclass whose data is a tensor.
+    # (function, type, its arguments, attributes): a tensor with attributes, or of a subclass.
     function, _, arguments = _arguments(args, 3)[:3]
     if isinstance(function, Named) and function.path in BUILDERS and isinstance(arguments, tuple):
         if function.path == "torch._tensor._rebuild_from_type_v2":
