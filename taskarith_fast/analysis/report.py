@@ -113,6 +113,8 @@ def findings(results: Results, recipe: str) -> list[str]:
     for row in sorted(rows, key=lambda row: -row.mean.value):
         gain, error = 100 * row.over_probe.value, 100 * row.over_probe.stderr
         doubt = "" if abs(gain) > 2 * error else ", which is within two standard errors of no difference"
+        if row.method != "cart" and all(choice.get("scale") == 0 for choice in row.hyperparameters):
+            doubt = ": validation chose scale 0, which is the pre-trained encoder"
         sentences.append(
             f"{row.label}: {100 * row.mean.value:.1f} % mean test accuracy, "
             f"{100 * row.normalized_mean.value:.1f} % of the fine-tuned encoders'; "
