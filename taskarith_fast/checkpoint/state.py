@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taskarith_fast.errors import CheckpointError
+from taskarith_fast.formats.pickled import peek_pickled
+from taskarith_fast.formats.tied import read_tied, untied, write_tied
 
 
 class LazyState(Mapping[str, Tensor]):
@@ -27,21 +28,30 @@ class LazyState(Mapping[str, Tensor]):
     Args:
         files: Tensor name -> the file that holds it.
         metadata: The files' metadata, merged.
+
+    Attributes:
+        tied: Name -> the name under which the files hold the same tensor.
     """
 
     def __init__(self, files: dict[str, Path], metadata: dict[str, str]) -> None:
         self._files = files
         self.metadata = metadata
+        self.tied = read_tied(metadata)
+        for name, first in self.tied.items():
+            if name in files or first not in files:
+                raise CheckpointError(f"{name} is recorded as tied to {first}, which is not in the file")
 
     def __getitem__(self, name: str) -> Tensor:
+        name = self.tied.get(name, name)
         with _opened(self._files[name]) as file:
             return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        yield from self._files
+        yield from self.tied
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._files) + len(self.tied)
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
@@ -49,7 +59,8 @@ def load_state_dict(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
 
     Args:
         path: A ``.safetensors`` file, a directory with ``*.safetensors`` (sharded, with or without an index), or a
-            PyTorch file (``.pt``, ``.pth``, ``.bin``) that holds a state dict, bare or under "state_dict" or "model".
+            PyTorch file (``.pt``, ``.pth``, ``.bin``) that holds a state dict, bare or in an entry such as
+            "state_dict", "model" or "module". A file that holds a whole module is for ``taskarith convert``.
 
     Returns:
         Name -> tensor; lazy for safetensors.
@@ -72,7 +83,7 @@ def save_state_dict(
     state: Mapping[str, Tensor], path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:  # fmt: skip
-    """Write a state dict to one safetensors file, atomically.
+    """Write a state dict to one safetensors file, atomically; tied tensors are written once and recorded.
 
     Args:
         state: Name -> tensor.
@@ -89,7 +100,8 @@ def save_state_dict(
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary, metadata=dict(metadata or {}))
+        tensors, tied = untied(state)
+        save_file(tensors, temporary, metadata={**(metadata or {}), **write_tied(tied)})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
@@ -134,20 +146,24 @@ def _load_directory(path: Path) -> LazyState:
 
 
 def _load_torch(path: Path) -> dict[str, Tensor]:
+    found = peek_pickled(path)  # our own reader first: torch.load gets no file that is hostile
+    if found.is_module:
+        raise _needs_conversion(path, f"expected a state dict, got {found.source}")
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # torch.load raises many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: expected safetensors or a PyTorch file of tensors only, got: {reason}") from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise CheckpointError(f"{path}: expected a state dict, got {type(loaded).__name__}")
+        raise _needs_conversion(path, f"more than tensors in the file ({reason})") from None
+    if found.key is not None:
+        loaded = loaded[found.key]
     for name, value in loaded.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: {name} must be a tensor, got {type(value).__name__}")
     return dict(loaded)
+
+
+def _needs_conversion(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {what}; run: taskarith convert {path.name} {path.stem}.safetensors")
 
 
 def _read_header(path: Path) -> tuple[list[str], dict[str, str]]:

@@ -20,11 +20,13 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network
 
 @dataclass(frozen=True)
 class FoundState:
-    """Tensors by name, where they were found, and what was left out beside them."""
+    """Tensors by name, where they were found (`key`: in which entry), and what was left out beside them."""
 
     tensors: dict[str, TensorRef]
     source: str
     skipped: tuple[str, ...]
+    is_module: bool = False
+    key: str | None = None
 
 
 class _Budget:
@@ -76,7 +78,8 @@ def _wrapped(root: Any, budget: _Budget) -> FoundState | None:
         return None
     found = models[chosen]
     others = tuple(f"entry {describe(name)}" for name in entries if name != chosen)
-    return FoundState(found.tensors, f"the entry {describe(chosen)}: {found.source}", found.skipped + others)
+    source = f"the entry {describe(chosen)}: {found.source}"
+    return FoundState(found.tensors, source, found.skipped + others, found.is_module, chosen)
 
 
 def _entries(value: Any) -> dict[Any, Any] | None:
@@ -91,7 +94,7 @@ def _state_of(value: Any, budget: _Budget) -> FoundState | None:
     """The state of a module, or a state dict; None if `value` is neither."""
     if isinstance(value, Stub) and _attributes(value) is not None:
         source = f"a module of class {describe(value.class_name)[1:-1]}"
-        return FoundState(dict(_walk(value, budget)), source, ())
+        return FoundState(dict(_walk(value, budget)), source, (), is_module=True)
     entries = _entries(value)
     budget.spend(len(entries or ()))
     if not entries or not any(isinstance(entry, TensorRef) for entry in entries.values()):

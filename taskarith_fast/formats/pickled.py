@@ -6,7 +6,8 @@ import io
 import mmap
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from taskarith_fast.errors import CheckpointError
 from taskarith_fast.formats import machine
 from taskarith_fast.formats.archive import Archive
 from taskarith_fast.formats.legacy import LEGACY_MAGIC, read_legacy
-from taskarith_fast.formats.modules import find_state
+from taskarith_fast.formats.modules import FoundState, find_state
 from taskarith_fast.formats.rebuild import BUILDERS, StorageRef, storage_bytes, storage_dtype
 
 _MAX_PICKLE = 64 << 20
@@ -62,37 +63,50 @@ def read_pickled(path: str | os.PathLike[str], *, key: str | None = None) -> Pic
     Raises:
         CheckpointError: If the file is damaged, hostile, of another format, or holds no model or several.
     """
-    path = Path(path)
+    with _named(path):
+        root, fill = _open(path)
+        found = find_state(root, key)
+        fill({id(ref.storage): ref.storage for ref in found.tensors.values()}.values())
+        views: dict[tuple[Any, ...], Tensor] = {}
+        for ref in found.tensors.values():
+            if ref.view not in views:
+                views[ref.view] = ref.tensor()
+        state = {name: views[ref.view] for name, ref in found.tensors.items()}
+    return PickledState(state, found.source, found.skipped)
+
+
+def peek_pickled(path: str | os.PathLike[str], *, key: str | None = None) -> FoundState:
+    """What `read_pickled` would find: names, shapes and dtypes, without reading the tensors.
+
+    Raises:
+        CheckpointError: As `read_pickled`, but for damage inside the tensors.
+    """
+    with _named(path):
+        return find_state(_open(path)[0], key)
+
+
+@contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not size:
-                raise CheckpointError("the file is empty")
-            return _read(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), key)
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _read(data: memoryview, key: str | None) -> PickledState:
+def _open(path: str | os.PathLike[str]) -> tuple[Any, Callable[[Any], None]]:
+    with Path(path).open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise CheckpointError("the file is empty")
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     head = bytes(data[:512])
     if head[:4] == b"PK\x03\x04":
-        root, fill = _read_archive(data)
-    elif head[:1] == b"\x80" and LEGACY_MAGIC in head[:32]:
-        root, fill = read_legacy(data)
-    else:
-        raise CheckpointError(f"expected a file written by torch.save, got {_other(head)}")
-    found = find_state(root, key)
-    fill({id(ref.storage): ref.storage for ref in found.tensors.values()}.values())
-    made: dict[int, Tensor] = {}
-    views: dict[tuple[Any, ...], Tensor] = {}
-    state = {}
-    for name, ref in found.tensors.items():
-        if id(ref) not in made:
-            made[id(ref)] = views.setdefault(ref.view, ref.tensor())
-        state[name] = made[id(ref)]
-    return PickledState(state, found.source, found.skipped)
+        return _read_archive(data)
+    if head[:1] == b"\x80" and LEGACY_MAGIC in head[:32]:
+        return read_legacy(data)
+    raise CheckpointError(f"expected a file written by torch.save, got {_other(head)}")
 
 
 def _other(head: bytes) -> str:
