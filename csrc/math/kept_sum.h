@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "math/weighted_sum.h"
+#include "utils/prefetch.h"
 #include "utils/simd.h"
 
 #if defined(__x86_64__)
@@ -53,6 +54,7 @@ TASKARITH_AVX512 inline void kept_sum_word(const KeptDeltas& x, int64_t begin, f
   for (int64_t t = 0; t < x.tasks; ++t) {
     const uint64_t word = x.words[t * x.stride + begin / 64];
     const float* f = x.finetuned[t] + begin;
+    prefetch_floats(f + kPrefetch, 64);
     const __m512d weight = _mm512_set1_pd(x.weights[t]);
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) {

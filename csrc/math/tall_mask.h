@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "math/bits.h"
+#include "utils/prefetch.h"
 #include "utils/simd.h"
 
 #if defined(__x86_64__)
@@ -60,10 +61,12 @@ TASKARITH_AVX512 inline void tall_word_avx512(const TallStrip& x, int64_t begin)
   __m512d base[8], sum[8];
 #pragma GCC unroll 8
   for (int v = 0; v < 8; ++v) base[v] = widen8(x.base + begin + 8 * v), sum[v] = _mm512_setzero_pd();
-  for (int64_t t = 0; t < x.tasks; ++t)
+  for (int64_t t = 0; t < x.tasks; ++t) {
+    prefetch_floats(x.finetuned[t] + begin + kPrefetch, 64);
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v)
       sum[v] = _mm512_add_pd(sum[v], _mm512_sub_pd(widen8(x.finetuned[t] + begin + 8 * v), base[v]));
+  }
   for (int64_t t = 0; t < x.tasks; ++t) {
     const __m512d lambda = _mm512_set1_pd(x.lambdas[t]);
     uint64_t word = 0;

@@ -4,6 +4,7 @@
 
 #include "math/band_select.h"
 #include "math/kept_sum.h"
+#include "utils/prefetch.h"
 #include "utils/task_strips.h"
 #include "utils/work_queue.h"
 
@@ -30,6 +31,8 @@ double fill_row(const TaskLists& x, int64_t t, int64_t tensor, int64_t begin, in
   const ScalarType type = x.type(tensor);
   const int64_t step = type == ScalarType::Float ? n : kTaskStrip;  // floats are read in place
   double sum = 0;
+  if (type == ScalarType::Float && n <= kItem)  // the next row arrives while this one is searched
+    prefetch_floats(static_cast<const float*>(x.task(t, tensor).const_data_ptr()) + begin + n, n);
   for (int64_t s = 0; s < n; s += step) {
     const int64_t m = std::min(step, n - s);
     const float* b = load_block(x.base[tensor].const_data_ptr(), type, begin + s, m, base);

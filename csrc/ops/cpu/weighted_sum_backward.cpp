@@ -1,5 +1,6 @@
 #include "ops/weighted_sum_backward.h"
 
+#include "utils/prefetch.h"
 #include "utils/task_strips.h"
 
 namespace taskarith {
@@ -43,7 +44,10 @@ void sum_block(const TaskLists& x, const TensorList& grads, const Block& block, 
     widen(strip.base(), base, n);
     widen(load_block(grads[block.tensor].const_data_ptr(), x.type(block.tensor), begin, n, buffer), grad, n);
     int64_t t = 0;
-    for (; t + 4 <= x.tasks; t += 4) add_four_dots(grad, strip.finetuned() + t, base, n, partial + t);
+    for (; t + 4 <= x.tasks; t += 4) {
+      for (int64_t u = t; u < t + 4; ++u) prefetch_floats(strip.finetuned()[u] + kPrefetch, kTaskStrip);
+      add_four_dots(grad, strip.finetuned() + t, base, n, partial + t);
+    }
     for (; t < x.tasks; ++t) add_dot(grad, strip.finetuned()[t], base, n, partial + t);
   }
 }
