@@ -10,8 +10,9 @@ sweep over ranks and scales needs one decomposition, at the largest rank: `CartF
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,8 +40,13 @@ def is_cart_matrix(name: str, tensor: Tensor) -> bool:
         name: The tensor's key.
         tensor: The tensor; only its shape and dtype are read.
     """
+    return tensor.is_floating_point() and cart_cut(name, tuple(tensor.shape)) == "tensor"
+
+
+def cart_cut(name: str, shape: tuple[int, ...], parameters: Mapping[str, Any] | None = None) -> str:
+    """What CART must see at once of a floating tensor: a matrix it decomposes is one "tensor", the rest averages."""
     inside = any(word in name for word in _BLOCK_WORDS) and not any(word in name for word in _OTHER_WORDS)
-    return inside and tensor.dim() == 2 and tensor.numel() > 0 and tensor.is_floating_point()
+    return "tensor" if inside and len(shape) == 2 and 0 not in shape else "element"
 
 
 def cart(

@@ -1,68 +1,131 @@
-"""Merge checkpoint files into a checkpoint file, with a record of what went in."""
+"""Merge checkpoint files into a checkpoint, streamed, with a record of what went in."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from taskarith_fast import __version__
-from taskarith_fast.checkpoint import check_destination, load_state_dict, save_state_dict
+from taskarith_fast.checkpoint.commit import remove_debris, staged
+from taskarith_fast.checkpoint.shards import ShardWriter
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.merging.methods import find_method
+from taskarith_fast.merging.card import model_card
+from taskarith_fast.merging.hashing import Hashes
+from taskarith_fast.merging.plan import Plan, plan_merge
+from taskarith_fast.merging.stream import run_plan
+from taskarith_fast.progress import SILENT, Progress
 
 PathLike = str | os.PathLike[str]
 
 
 def merge_files(
-    base: PathLike, finetuned: Sequence[PathLike], output: PathLike, *, method: str = "task_arithmetic",
-    overwrite: bool = False, **parameters: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Merge checkpoints into ``output``; every check comes before any arithmetic, and nothing is written on an error.
+    base: PathLike,
+    finetuned: Sequence[PathLike],
+    output: PathLike,
+    *,
+    method: str = "task_arithmetic",
+    dtype: str | torch.dtype | None = None,
+    shard_size: int | str | None = None,
+    memory: int | str | None = None,
+    device: str | torch.device = "cpu",
+    overwrite: bool = False,
+    hash_inputs: bool = True,
+    card: bool = True,
+    progress: Progress = SILENT,
+    **parameters: Any,
+) -> dict[str, Any]:
+    """Merge checkpoints into ``output``, without ever holding a model in memory.
+
+    Every check that headers allow comes before any arithmetic. The output is absent, old, or complete at any moment;
+    its bytes do not depend on `memory`, `shard_size` or the number of threads, and equal those of ``merge``.
 
     Args:
-        base: The pre-trained checkpoint.
-        finetuned: One or more fine-tuned checkpoints.
-        output: Destination, ``.safetensors``; its metadata records method, parameters, version and input hashes.
+        base: The pre-trained checkpoint: a safetensors file, a directory of them, or a PyTorch file.
+        finetuned: One or more fine-tuned checkpoints; their floating dtypes may differ.
+        output: Destination: a name ending in ``.safetensors``, or a directory.
         method: A name from ``merge_methods()``.
+        dtype: Type of the merged tensors, "float32", "bfloat16" or "float16"; None keeps that of the base. Where the
+            dtypes differ, the arithmetic runs in float32 and is rounded once more.
+        shard_size: Bytes of tensors in a file of an output directory, such as "5GB"; None makes one file.
+        memory: Bytes for buffers, such as "256MB" (the default), for any number of models; methods that need whole
+            tensors take T of the largest besides.
+        device: Where the arithmetic runs, "cpu", "cuda", "cuda:1" ...
         overwrite: Replace an existing output.
+        hash_inputs: Record the inputs' sha256; they are hashed beside the merge.
+        card: Write a README.md into an output directory.
+        progress: Where to show how far it is.
         **parameters: The method's own parameters.
 
     Returns:
-        The manifest: method, parameters, inputs (file name and sha256), tensors, tool version.
+        The manifest, which is also stored in the output's metadata: method, parameters, dtype, inputs (name and
+        sha256), number of tensors, names of those copied from the base, tool version.
 
     Raises:
         ArgumentError: If the method or a parameter is not known, or no checkpoint is given.
-        CheckpointError: If a checkpoint cannot be read, the models do not fit together, or the output exists.
+        CheckpointError: If a checkpoint cannot be read, the models do not fit together, hold NaN or Inf, the output
+            exists, or the disk is full.
     """
-    row = find_method(method, parameters)
-    output = Path(output)
-    check_destination(output, overwrite)
-    if not finetuned:
-        raise ArgumentError("finetuned must name at least one checkpoint, got none")
-    states = [dict(load_state_dict(path)) for path in (base, *finetuned)]
-    merged = row.function(states[0], states[1:], **parameters)
-    manifest = {
-        "schema": 1,
-        "tool": f"taskarith_fast {__version__}",
-        "method": method,
-        "parameters": {**row.parameters, **parameters},
-        "base": _identity(Path(base)),
-        "finetuned": [_identity(Path(path)) for path in finetuned],
-        "tensors": len(merged),
-    }
-    save_state_dict(merged, output, metadata={"taskarith": json.dumps(manifest, sort_keys=True)}, overwrite=overwrite)
+    place = _device(device)
+    plan = plan_merge(
+        base, finetuned, output, method=method, dtype=dtype, shard_size=shard_size, memory=memory,
+        overwrite=overwrite, hash_inputs=hash_inputs, **parameters,
+    )  # fmt: skip
+    plan.raise_first()
+    remove_debris(plan.output)
+    with Hashes(plan.sources, hash_inputs) as hashes, staged(plan.output, directory=plan.directory) as target:
+        with ShardWriter(target, plan.shards, lambda: _metadata(plan, hashes.found)) as files:
+            run_plan(plan, files, device=place, progress=progress)
+            hashes.wait()
+            files.finish()
+        manifest = _manifest(plan, hashes.found)
+        if plan.directory:
+            _complete_directory(plan, target, manifest, card)
     return manifest
 
 
-def _identity(path: Path) -> dict[str, str]:
-    """File name and sha256 of the bytes; for a directory, of its safetensors files in name order."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        with file.open("rb") as handle:
-            while chunk := handle.read(1 << 22):
-                digest.update(chunk)
-    return {"name": path.name, "sha256": digest.hexdigest()}
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ArgumentError(f"device must be cpu, cuda or cuda:N, got {device!r}") from None
+    if place.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"device must be cpu, cuda or cuda:N, got {device!r}")
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError(f"device={str(device)!r} needs a CUDA device, torch {torch.__version__} sees none")
+    return place
+
+
+def _manifest(plan: Plan, hashes: Sequence[str | None]) -> dict[str, Any]:
+    inputs = [{"name": s.path.name, "sha256": h} for s, h in zip(plan.sources, hashes, strict=True)]
+    return {
+        "schema": 1,
+        "tool": f"taskarith_fast {__version__}",
+        "method": plan.method,
+        "parameters": plan.parameters,
+        "base": inputs[0],
+        "finetuned": inputs[1:],
+        "tensors": len(plan.entries),
+        "copied": list(plan.copied),
+        "dtypes": sorted({plan.entries[name].dtype for name in plan.merged}),
+    }
+
+
+def _metadata(plan: Plan, hashes: Sequence[str | None]) -> dict[str, str]:
+    return {"format": "pt", "taskarith": json.dumps(_manifest(plan, hashes), sort_keys=True)}
+
+
+def _complete_directory(plan: Plan, target: Path, manifest: dict[str, Any], card: bool) -> None:
+    """The files that make a directory a model: the base's configuration, and the card."""
+    folder = plan.sources[0].path
+    if folder.is_dir():
+        for file in sorted(folder.iterdir()):
+            if file.suffix in (".json", ".txt", ".model") and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, target / file.name)
+    if card:
+        (target / "README.md").write_text(model_card(manifest))

@@ -12,17 +12,20 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.merging.arithmetic import average, task_arithmetic
-from taskarith_fast.merging.cart import cart
+from taskarith_fast.merging.cart import cart, cart_cut
+from taskarith_fast.merging.streaming import ELEMENTWISE, WHOLE_MODEL, Streaming
 from taskarith_fast.merging.ties import ties
+from taskarith_fast.merging.ties_stream import TIES_STREAMING
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row: a pure function ``(base, finetuned, **parameters) -> state``, and where it comes from."""
+    """One row: a pure function ``(base, finetuned, **parameters) -> state``, where it comes from, how it streams."""
 
     function: Callable[..., dict[str, Tensor]]
     paper: str
     needs: str = "weights only"
+    streaming: Streaming = WHOLE_MODEL
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -32,10 +35,14 @@ class Method:
 
 
 METHODS = {
-    "average": Method(average, "Wortsman et al. 2022, Model soups"),
-    "task_arithmetic": Method(task_arithmetic, "Ilharco et al. 2023, Editing models with task arithmetic"),
-    "ties": Method(ties, "Yadav et al. 2023, TIES-Merging"),
-    "cart": Method(cart, "Choi et al. 2024, Revisiting weight averaging for model merging"),
+    "average": Method(average, "Wortsman et al. 2022, Model soups", streaming=ELEMENTWISE),
+    "task_arithmetic": Method(
+        task_arithmetic, "Ilharco et al. 2023, Editing models with task arithmetic", streaming=ELEMENTWISE
+    ),
+    "ties": Method(ties, "Yadav et al. 2023, TIES-Merging", streaming=TIES_STREAMING),
+    "cart": Method(
+        cart, "Choi et al. 2024, Revisiting weight averaging for model merging", streaming=Streaming(cart_cut)
+    ),
 }
 
 

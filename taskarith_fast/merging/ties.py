@@ -21,7 +21,7 @@ from taskarith_fast.ops.kth_magnitude import SCOPES, kth_magnitude, row_count
 from taskarith_fast.ops.ties_merge import COMBINES, ELECTS, ZERO_SIGNS, ties_merge
 
 COUNT_RULES = ("exact", "official", "talos")
-_EVERY_TIE = torch.iinfo(torch.int64).max
+EVERY_TIE = torch.iinfo(torch.int64).max
 
 
 def ties(
@@ -78,7 +78,7 @@ def ties(
     with torch.no_grad():
         start = [base[k] for k in keys]
         models = [[model[k] for k in keys] for model in finetuned]
-        thresholds, cutoffs = _trim(start, models, density, count_rule, scope)
+        thresholds, cutoffs = trim(start, models, density, count_rule, scope)
         sums = ties_merge(
             start,
             models,
@@ -94,7 +94,7 @@ def ties(
     return in_order_of(base, merged)
 
 
-def _trim(
+def trim(
     base: list[Tensor], finetuned: list[list[Tensor]], density: float, count_rule: str, scope: str
 ) -> tuple[Tensor, Tensor]:
     """Thresholds and cutoffs, [S, T] each, for `ops.ties_merge`."""
@@ -104,7 +104,7 @@ def _trim(
         sizes, repeats = [b.numel() for b in base], [1] * len(base)
     else:
         sizes, repeats = [b.shape[-1] if b.dim() else 1 for b in base], [row_count(b) for b in base]
-    kept = [_kept(count_rule, density, size) for size in sizes]
+    kept = [kept_entries(count_rule, density, size) for size in sizes]
     thresholds, cutoffs = kth_magnitude(base, finetuned, [k for k, _ in kept], scope=scope)
     if count_rule == "exact":
         return thresholds, cutoffs
@@ -114,13 +114,13 @@ def _trim(
     return thresholds, ties.to(cutoffs.device)[:, None].expand_as(cutoffs)
 
 
-def _kept(count_rule: str, density: float, size: int) -> tuple[int, int]:
+def kept_entries(count_rule: str, density: float, size: int) -> tuple[int, int]:
     """The rank of the threshold among `size` entries, and the cutoff of its ties where the rule ignores k."""
     if size == 0 or density == 1.0:
-        return size, _EVERY_TIE
+        return size, EVERY_TIE
     if count_rule == "exact":
-        return max(1, int(density * size)), _EVERY_TIE
+        return max(1, int(density * size)), EVERY_TIE
     if count_rule == "official":
-        return min(int(density * size) + 1, size), _EVERY_TIE
+        return min(int(density * size) + 1, size), EVERY_TIE
     dropped = int(round(1.0 - density, 12) * size)  # 1 - 0.9 is 0.0999...98 in binary
-    return (size - dropped + 1, 0) if dropped else (size, _EVERY_TIE)
+    return (size - dropped + 1, 0) if dropped else (size, EVERY_TIE)
