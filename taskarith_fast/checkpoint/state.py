@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from taskarith_fast.errors import CheckpointError
-from taskarith_fast.formats.pickled import peek_pickled
+from taskarith_fast.formats.pickled import peek_pickled, read_pickled
 from taskarith_fast.formats.tied import read_tied, untied, write_tied
 
 
@@ -146,24 +145,15 @@ def _load_directory(path: Path) -> LazyState:
 
 
 def _load_torch(path: Path) -> dict[str, Tensor]:
-    found = peek_pickled(path)  # our own reader first: torch.load gets no file that is hostile
+    found = peek_pickled(path)
     if found.is_module:
-        raise _needs_conversion(path, f"expected a state dict, got {found.source}")
-    try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _needs_conversion(path, f"more than tensors in the file ({reason})") from None
-    if found.key is not None:
-        loaded = loaded[found.key]
-    for name, value in loaded.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: {name} must be a tensor, got {type(value).__name__}")
-    return dict(loaded)
-
-
-def _needs_conversion(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path}: {what}; run: taskarith convert {path.name} {path.stem}.safetensors")
+        raise CheckpointError(
+            f"{path}: expected a state dict, got {found.source}; "
+            f"run: taskarith convert {path.name} {path.stem}.safetensors"
+        )
+    if found.others:
+        raise CheckpointError(f"{path}: {found.others[0]} must be a tensor; taskarith convert leaves it out")
+    return read_pickled(path).state
 
 
 def _read_header(path: Path) -> tuple[list[str], dict[str, str]]:

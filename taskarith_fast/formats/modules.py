@@ -11,7 +11,7 @@ from taskarith_fast.formats.machine import Stub, describe
 from taskarith_fast.formats.rebuild import TensorRef
 
 _MAX_DEPTH = 100
-_MAX_WORK = 3_000_000  # entries looked at in all, whatever is shared with what
+_MAX_WORK = 1_000_000  # entries looked at in all, whatever is shared with what
 _MAX_NAME = 500
 _SLACK = 64 << 20
 
@@ -20,13 +20,13 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network
 
 @dataclass(frozen=True)
 class FoundState:
-    """Tensors by name, where they were found (`key`: in which entry), and what was left out beside them."""
+    """Tensors by name, where they were found, what was left out; `others`: what was no tensor among them."""
 
     tensors: dict[str, TensorRef]
     source: str
     skipped: tuple[str, ...]
     is_module: bool = False
-    key: str | None = None
+    others: tuple[str, ...] = ()
 
 
 class _Budget:
@@ -79,7 +79,7 @@ def _wrapped(root: Any, budget: _Budget) -> FoundState | None:
     found = models[chosen]
     others = tuple(f"entry {describe(name)}" for name in entries if name != chosen)
     source = f"the entry {describe(chosen)}: {found.source}"
-    return FoundState(found.tensors, source, found.skipped + others, found.is_module, chosen)
+    return FoundState(found.tensors, source, found.skipped + others, found.is_module, found.others)
 
 
 def _entries(value: Any) -> dict[Any, Any] | None:
@@ -103,7 +103,7 @@ def _state_of(value: Any, budget: _Budget) -> FoundState | None:
     skipped = tuple(
         f"entry {describe(n)}" for n, entry in entries.items() if not isinstance(entry, TensorRef)
     )
-    return FoundState(tensors, "a state dict", skipped)
+    return FoundState(tensors, "a state dict", skipped, others=skipped)
 
 
 def _attributes(module: Stub) -> dict[Any, Any] | None:
