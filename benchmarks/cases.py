@@ -56,6 +56,16 @@ CASES = [
         lambda: op_cases.lowrank_sum("clustered"),
         bars={"torch.linalg.svd": 8},
     ),
+    Case("dare/vit_b32x8", "dare", op_cases.dare, bars={"published recipe (torch)": 8}),
+    Case("breadcrumbs/vit_b32x8", "breadcrumbs", op_cases.breadcrumbs, bars={"published recipe (torch)": 8}),
+    Case("tall_mask/vit_b32x8", "tall_mask", op_cases.tall_mask, bars={"published recipe (torch)": 4}),
+    Case("consensus/vit_b32x8", "consensus", op_cases.consensus, bars={"published recipe (torch)": 4}),
+    Case(
+        "weighted_sum_backward/vit_b32x8",
+        "weighted_sum_backward",
+        op_cases.weighted_sum_backward,
+        bars={"autograd through stacked task vectors": 5},
+    ),
     Case("cart_grid/vit_b32_block_x8", "lowrank_sum", loop_cases.cart_grid),
     Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
 ]

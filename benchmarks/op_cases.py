@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks import peers_ties, shapes, spectra
+from benchmarks import peers_ties, recipes_sparsify, shapes, spectra
 from benchmarks.contest import Contest
 from taskarith_fast import ops
+from taskarith_fast.ops.dare import stream
 
 
 def weighted_sum(layers: list[tuple[int, ...]], tasks: int) -> Contest:
@@ -81,4 +82,70 @@ def lowrank_sum(spectrum: str) -> Contest:
             "exact": lambda: ops.lowrank_sum(base, deltas, ranks, svd="exact"),
         },
         baselines={"torch.linalg.svd": published},
+    )
+
+
+_TASKS = 8
+
+
+def _vit() -> tuple[list[Tensor], list[list[Tensor]], int]:
+    base, finetuned = shapes.models(shapes.vit_b32_shapes(), _TASKS)
+    return base, finetuned, sum(b.numel() for b in base)
+
+
+def dare() -> Contest:
+    """DARE at density 0.1, rescaled, added with scale 0.3."""
+    base, finetuned, numel = _vit()
+    streams = [[stream(0, t, str(i)) for i in range(len(base))] for t in range(_TASKS)]
+    return Contest(
+        ours={"taskarith_fast": lambda: ops.dare(base, finetuned, [3.0] * _TASKS, streams, density=0.1)},
+        baselines={"published recipe (torch)": lambda: recipes_sparsify.dare(base, finetuned, 0.1, 0.3)},
+        bytes_moved=4 * numel * (_TASKS + 2),
+    )
+
+
+def breadcrumbs() -> Contest:
+    """Breadcrumbs by rows: the largest 10 % removed, the next 20 % kept."""
+    base, finetuned, numel = _vit()
+    rows = [b.shape[-1] for b in base]
+    removed, kept = [int(n * 0.1) for n in rows], [int(n * 0.2) for n in rows]
+    return Contest(
+        ours={"taskarith_fast": lambda: ops.breadcrumbs(base, finetuned, [0.4] * _TASKS, removed, kept)},
+        baselines={"published recipe (torch)": lambda: recipes_sparsify.breadcrumbs(base, finetuned, 0.2, 0.1, 0.4)},
+        bytes_moved=4 * numel * (_TASKS + 2),
+    )
+
+
+def tall_mask() -> Contest:
+    """The masks of eight tasks, one bit a weight."""
+    base, finetuned, numel = _vit()
+    return Contest(
+        ours={"taskarith_fast": lambda: ops.tall_mask(base, finetuned, [0.4] * _TASKS)},
+        baselines={"published recipe (torch)": lambda: recipes_sparsify.tall_masks(base, finetuned, 0.4)},
+        bytes_moved=4 * numel * (_TASKS + 1) + numel,
+    )
+
+
+def consensus() -> Contest:
+    """The merge of what at least two tasks need."""
+    base, finetuned, numel = _vit()
+    return Contest(
+        ours={"taskarith_fast": lambda: ops.consensus(base, finetuned, [0.4] * _TASKS, threshold=2)},
+        baselines={"published recipe (torch)": lambda: recipes_sparsify.consensus(base, finetuned, 0.4, 2)},
+        bytes_moved=4 * numel * (_TASKS + 2),
+    )
+
+
+def weighted_sum_backward() -> Contest:
+    """AdaMerging's gradient by one coefficient a task and tensor."""
+    base, finetuned, numel = _vit()
+    grads = [torch.randn(b.shape, generator=torch.Generator().manual_seed(i)) for i, b in enumerate(base)]
+    return Contest(
+        ours={"taskarith_fast": lambda: ops.weighted_sum_backward(grads, base, finetuned)},
+        baselines={
+            "autograd through stacked task vectors": lambda: recipes_sparsify.coefficient_gradient(
+                grads, base, finetuned
+            )
+        },
+        bytes_moved=4 * numel * (_TASKS + 2),
     )

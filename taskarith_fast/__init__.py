@@ -18,6 +18,7 @@ _NAMES = {
     "merge": "taskarith_fast.merging",
     "merge_files": "taskarith_fast.merging",
     "merge_methods": "taskarith_fast.merging",
+    "merge_per_task": "taskarith_fast.merging",
     "load_encoder": "taskarith_fast.models",
     "zero_shot_head": "taskarith_fast.models",
     "load_tasks": "taskarith_fast.data",

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.merging.arithmetic import average, task_arithmetic
+from taskarith_fast.merging.breadcrumbs import breadcrumbs
 from taskarith_fast.merging.cart import cart, cart_cut
-from taskarith_fast.merging.streaming import ELEMENTWISE, WHOLE_MODEL, Streaming
+from taskarith_fast.merging.dare import dare, dare_ties
+from taskarith_fast.merging.streaming import BY_TENSOR, ELEMENTWISE, WHOLE_MODEL, Streaming
+from taskarith_fast.merging.tall_mask import consensus, tall_mask
 from taskarith_fast.merging.ties import ties
 from taskarith_fast.merging.ties_stream import TIES_STREAMING
 
@@ -22,7 +25,7 @@ from taskarith_fast.merging.ties_stream import TIES_STREAMING
 class Method:
     """One row: a pure function ``(base, finetuned, **parameters) -> state``, where it comes from, how it streams."""
 
-    function: Callable[..., dict[str, Tensor]]
+    function: Callable[..., Any]
     paper: str
     needs: str = "weights only"
     streaming: Streaming = WHOLE_MODEL
@@ -40,26 +43,47 @@ METHODS = {
         task_arithmetic, "Ilharco et al. 2023, Editing models with task arithmetic", streaming=ELEMENTWISE
     ),
     "ties": Method(ties, "Yadav et al. 2023, TIES-Merging", streaming=TIES_STREAMING),
+    "dare": Method(dare, "Yu et al. 2024, Language models are super Mario", streaming=BY_TENSOR),
+    "dare+task_arithmetic": Method(
+        dare, "Yu et al. 2024, Language models are super Mario", streaming=BY_TENSOR
+    ),
+    "dare+ties": Method(dare_ties, "Yu et al. 2024; Yadav et al. 2023"),
+    "breadcrumbs": Method(
+        breadcrumbs,
+        "Davari & Belilovsky 2024, Model breadcrumbs",
+        streaming=Streaming(lambda name, shape, parameters: parameters["scope"]),
+    ),
+    "consensus": Method(
+        consensus, "Wang et al. 2024, Localizing task information", streaming=ELEMENTWISE
+    ),
     "cart": Method(
         cart, "Choi et al. 2024, Revisiting weight averaging for model merging", streaming=Streaming(cart_cut)
     ),
 }
 
 
+# Methods that keep one model a task: for ``merge_per_task``.
+PER_TASK = {"tall_mask": Method(tall_mask, "Wang et al. 2024, Localizing task information")}
+
+
 def merge_methods() -> dict[str, dict[str, Any]]:
-    """Every merge method by name.
+    """Every merge method by name, those of ``merge_per_task`` last.
 
     Returns:
         Name -> {"parameters": {name: default}, "paper": str, "needs": what it reads besides the weights}.
     """
-    return {name: {"parameters": m.parameters, "paper": m.paper, "needs": m.needs} for name, m in METHODS.items()}
+    rows = {**METHODS, **PER_TASK}
+    return {name: {"parameters": m.parameters, "paper": m.paper, "needs": m.needs} for name, m in rows.items()}
 
 
-def find_method(name: str, parameters: Mapping[str, Any]) -> Method:
+def find_method(
+    name: str, parameters: Mapping[str, Any], table: Mapping[str, Method] | None = None
+) -> Method:
     """The row called `name`, once every one of `parameters` is known to it; ArgumentError with a hint otherwise."""
-    if name not in METHODS:
-        raise ArgumentError(f"method must be one of {', '.join(METHODS)}; got {name!r}{_hint(name, METHODS)}")
-    method = METHODS[name]
+    table = METHODS if table is None else table
+    if name not in table:
+        raise ArgumentError(f"method must be one of {', '.join(table)}; got {name!r}{_hint(name, table)}")
+    method = table[name]
     for parameter in parameters:
         if parameter not in method.parameters:
             known = ", ".join(method.parameters) or "none"
@@ -67,6 +91,26 @@ def find_method(name: str, parameters: Mapping[str, Any]) -> Method:
                 f"method {name!r} has the parameters {known}; got {parameter!r}{_hint(parameter, method.parameters)}"
             )
     return method
+
+
+def merge_per_task(
+    base: Mapping[str, Tensor],
+    finetuned: Sequence[Mapping[str, Tensor]],
+    method: str = "tall_mask",
+    **parameters: Any,
+) -> list[dict[str, Tensor]]:
+    """Make one model for each task out of what is shared: arguments and errors as for `merge`.
+
+    Args:
+        base: The pre-trained model.
+        finetuned: T models fine-tuned from it.
+        method: "tall_mask".
+        **parameters: The method's own parameters.
+
+    Returns:
+        T states in the key order of `base`.
+    """
+    return find_method(method, parameters, PER_TASK).function(base, list(finetuned), **parameters)
 
 
 def merge(

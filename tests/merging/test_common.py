@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import taskarith_fast as ta
 from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.merging import METHODS, merge, merge_methods
 
@@ -110,3 +111,11 @@ def test_the_table_shows_defaults_and_papers():
     assert table["average"]["parameters"] == {}
     assert all(row["paper"] and row["needs"] for row in table.values())
     assert table["ties"]["parameters"]["density"] == 0.2 and table["cart"]["parameters"]["rank_ratio"] == 0.08
+
+
+def test_one_model_a_task(models):
+    base, finetuned = models
+    states = ta.merge_per_task(base, finetuned, tall_lambda=0.4)
+    assert [list(s) for s in states] == [list(base)] * 3
+    with pytest.raises(ArgumentError, match="method must be one of tall_mask"):
+        ta.merge_per_task(base, finetuned, "ties")
