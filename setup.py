@@ -48,7 +48,9 @@ class CMakeBuild(build_ext):
 setup(
     package_dir={"taskarith_fast.kernels": "kernels"},
     packages=[
-        *sorted(str(p.parent.relative_to(ROOT)).replace(os.sep, ".") for p in ROOT.glob("taskarith_fast/**/__init__.py")),
+        *sorted(
+            str(p.parent.relative_to(ROOT)).replace(os.sep, ".") for p in ROOT.glob("taskarith_fast/**/__init__.py")
+        ),
         "taskarith_fast.kernels",
     ],
     ext_modules=[Extension("taskarith_fast._native", [])] if MODE != "0" else [],

@@ -1,4 +1,4 @@
-"""Cases that are loops, not operators: one optimizer step of the demo's fine-tuning, CART's grid of ranks and scales."""
+"""Cases that are loops, not operators: a step of the demo's fine-tuning, CART's grid of ranks and scales."""
 
 from __future__ import annotations
 

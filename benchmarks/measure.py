@@ -23,7 +23,9 @@ class Stats:
     extra_bytes: int
 
 
-def interleave(contenders: dict[str, Callable[[], Any]], runs: int, slow_runs: int, slow: float = 3.0) -> dict[str, Stats]:
+def interleave(
+    contenders: dict[str, Callable[[], Any]], runs: int, slow_runs: int, slow: float = 3.0
+) -> dict[str, Stats]:
     """Run every contender once a round, so that a change of the machine's speed meets all of them.
 
     Args:
@@ -50,9 +52,7 @@ def interleave(contenders: dict[str, Callable[[], Any]], runs: int, slow_runs: i
             del result
             if round_ > 0 or elapsed > slow:
                 seen.append(elapsed)
-    return {
-        name: Stats(statistics.median(t), min(t), max(t), len(t), extra[name]) for name, t in times.items()
-    }
+    return {name: Stats(statistics.median(t), min(t), max(t), len(t), extra[name]) for name, t in times.items()}
 
 
 def _status(field: str) -> int:

@@ -36,9 +36,7 @@ def dare(base: Tensors, finetuned: list[Tensors], density: float, scale: float) 
     return add_scaled(base, deltas, scale)
 
 
-def breadcrumbs(
-    base: Tensors, finetuned: list[Tensors], density: float, outliers: float, scale: float
-) -> Tensors:
+def breadcrumbs(base: Tensors, finetuned: list[Tensors], density: float, outliers: float, scale: float) -> Tensors:
     """Breadcrumbs: per row a topk to remove, then a topk to keep."""
     deltas = task_vectors(base, finetuned)
     for task in deltas:

@@ -8,16 +8,16 @@ import sys
 import time
 from typing import Any
 
-_ADDED = (
-    "import time; import torch; t = time.perf_counter(); import taskarith_fast; print(time.perf_counter() - t)"
-)
+_ADDED = "import time; import torch; t = time.perf_counter(); import taskarith_fast; print(time.perf_counter() - t)"
 
 
 def startup_times(runs: int = 5) -> dict[str, Any]:
     """Median seconds of the import beside torch's own, and of ``taskarith --help`` as a whole process."""
     added, shown = [], []
     for _ in range(runs):
-        added.append(float(subprocess.check_output([sys.executable, "-c", _ADDED], text=True, stderr=subprocess.DEVNULL)))
+        added.append(
+            float(subprocess.check_output([sys.executable, "-c", _ADDED], text=True, stderr=subprocess.DEVNULL))
+        )
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "taskarith_fast", "--help"], stdout=subprocess.DEVNULL, check=True)
         shown.append(time.perf_counter() - start)

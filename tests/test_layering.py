@@ -70,7 +70,9 @@ def _imported(node):
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, taskarith_fast; print([m for m in ('torch', 'numpy', 'triton', 'open_clip') if m in sys.modules])"
+    code = (
+        "import sys, taskarith_fast; print([m for m in ('torch', 'numpy', 'triton', 'open_clip') if m in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

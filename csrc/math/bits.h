@@ -1,4 +1,5 @@
-// Packed masks: bit i % 8 of byte i / 8 is element i (little-endian bit order), so 64 elements are one little-endian word.
+// Packed masks: bit i % 8 of byte i / 8 is element i (little-endian bit order), so 64 elements are one little-endian
+// word.
 #pragma once
 
 #include <cstdint>

@@ -46,9 +46,7 @@ inline uint32_t half_word(const PhiloxBlock& block, int64_t element) {
   return (block.words[h / 2] >> (16 * (h % 2))) & 0xFFFFu;
 }
 
-inline uint64_t counter_of(int64_t element) {
-  return static_cast<uint64_t>(8 * (element / 64) + (element % 32) / 4);
-}
+inline uint64_t counter_of(int64_t element) { return static_cast<uint64_t>(8 * (element / 64) + (element % 32) / 4); }
 
 // Decides an element whose high(e) equals that of `last`.
 inline bool low_keeps(int64_t element, uint64_t key, uint32_t last) {
@@ -102,10 +100,10 @@ TASKARITH_AVX512 inline void keep_words_avx512(uint64_t key, int64_t first, int6
     }
     const __m512i lower = _mm512_mask_shuffle_epi32(x0, 0xAAAA, x1, _MM_PERM_CCAA);
     const __m512i upper = _mm512_mask_shuffle_epi32(x2, 0xAAAA, x3, _MM_PERM_CCAA);
-    uint64_t word = _mm512_cmplt_epu16_mask(lower, high) |
-                    static_cast<uint64_t>(_mm512_cmplt_epu16_mask(upper, high)) << 32;
-    uint64_t open = _mm512_cmpeq_epu16_mask(lower, high) |
-                    static_cast<uint64_t>(_mm512_cmpeq_epu16_mask(upper, high)) << 32;
+    uint64_t word = _mm512_cmplt_epu16_mask(lower, high) | static_cast<uint64_t>(_mm512_cmplt_epu16_mask(upper, high))
+                                                               << 32;
+    uint64_t open = _mm512_cmpeq_epu16_mask(lower, high) | static_cast<uint64_t>(_mm512_cmpeq_epu16_mask(upper, high))
+                                                               << 32;
     for (; open; open &= open - 1) {
       const int i = __builtin_ctzll(open);
       word |= static_cast<uint64_t>(low_keeps(first + 64 * w + i, key, last)) << i;

@@ -26,8 +26,8 @@ struct TallStrip {
 
 namespace {
 
-TASKARITH_SIMD void add_deltas(const float* __restrict finetuned, const double* __restrict base,
-                               double* __restrict sum, int64_t n) {
+TASKARITH_SIMD void add_deltas(const float* __restrict finetuned, const double* __restrict base, double* __restrict sum,
+                               int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) sum[i] += finetuned[i] - base[i];
 }

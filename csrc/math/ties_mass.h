@@ -80,8 +80,8 @@ TASKARITH_AVX512 MassResult merge_mass(const float* base, const float* const* fi
       above = _mm512_mask_add_ps(above, up, above, one);
       below = _mm512_mask_add_ps(below, down, below, one);
     }
-    const __m256 first = finish_mass(low, _mm512_castps512_ps256(above), _mm512_castps512_ps256(below), mean,
-                                     undecided, scale, valid, result);
+    const __m256 first = finish_mass(low, _mm512_castps512_ps256(above), _mm512_castps512_ps256(below), mean, undecided,
+                                     scale, valid, result);
     const __m256 second = finish_mass(high, _mm512_extractf32x8_ps(above, 1), _mm512_extractf32x8_ps(below, 1), mean,
                                       undecided, scale, valid >> 8, result);
     _mm512_mask_storeu_ps(out + i, valid, _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1));

@@ -16,8 +16,8 @@ inline int64_t check_count_magnitudes(const Tensor& counts, const Tensor& base, 
                   "count_magnitudes_: counts must be contiguous int64 of shape [T=", tasks, ", bins + 1]");
   const int64_t bins = counts.size(1) - 1, limit = kNan;
   for (const auto* list : {&low, &high, &shift})
-    STD_TORCH_CHECK(static_cast<int64_t>(list->size()) == tasks, "count_magnitudes_: low, high and shift need T=", tasks,
-                    " entries");
+    STD_TORCH_CHECK(static_cast<int64_t>(list->size()) == tasks,
+                    "count_magnitudes_: low, high and shift need T=", tasks, " entries");
   for (int64_t t = 0; t < tasks; ++t)
     STD_TORCH_CHECK(0 <= low[t] && low[t] <= high[t] && high[t] <= limit && 0 <= shift[t] && shift[t] < 32 &&
                         (high[t] - low[t]) >> shift[t] < bins,

@@ -7,8 +7,7 @@
 namespace taskarith {
 
 inline void check_pack_bits(const TensorList& masks) {
-  for (const Tensor& m : masks)
-    STD_TORCH_CHECK(m.scalar_type() == ScalarType::Bool, "pack_bits: masks must be bool");
+  for (const Tensor& m : masks) STD_TORCH_CHECK(m.scalar_type() == ScalarType::Bool, "pack_bits: masks must be bool");
 }
 
 inline void check_packed(const char* op, const Tensor& bits, int64_t numel) {

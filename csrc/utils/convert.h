@@ -54,15 +54,20 @@ TASKARITH_SIMD void float_to_half(const float* __restrict x, _Float16* __restric
 // The n elements that start at element `offset` of `data`, as floats: in place for float storage, else in `buffer`.
 inline const float* load_block(const void* data, ScalarType type, int64_t offset, int64_t n, float* buffer) {
   if (type == ScalarType::Float) return static_cast<const float*>(data) + offset;
-  if (type == ScalarType::BFloat16) bfloat16_to_float(static_cast<const uint16_t*>(data) + offset, buffer, n);
-  else half_to_float(static_cast<const _Float16*>(data) + offset, buffer, n);
+  if (type == ScalarType::BFloat16)
+    bfloat16_to_float(static_cast<const uint16_t*>(data) + offset, buffer, n);
+  else
+    half_to_float(static_cast<const _Float16*>(data) + offset, buffer, n);
   return buffer;
 }
 
 inline void store_block(const float* x, void* data, ScalarType type, int64_t offset, int64_t n) {
-  if (type == ScalarType::Float) std::memcpy(static_cast<float*>(data) + offset, x, n * sizeof(float));
-  else if (type == ScalarType::BFloat16) float_to_bfloat16(x, static_cast<uint16_t*>(data) + offset, n);
-  else float_to_half(x, static_cast<_Float16*>(data) + offset, n);
+  if (type == ScalarType::Float)
+    std::memcpy(static_cast<float*>(data) + offset, x, n * sizeof(float));
+  else if (type == ScalarType::BFloat16)
+    float_to_bfloat16(x, static_cast<uint16_t*>(data) + offset, n);
+  else
+    float_to_half(x, static_cast<_Float16*>(data) + offset, n);
 }
 
 }  // namespace taskarith

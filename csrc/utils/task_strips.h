@@ -42,8 +42,8 @@ class StripReader {
     const ScalarType type = lists_.type(tensor);
     base_ = load_block(lists_.base[tensor].const_data_ptr(), type, begin, n, buffer_.data());
     for (int64_t t = 0; t < lists_.tasks; ++t)
-      finetuned_[t] = load_block(lists_.task(t, tensor).const_data_ptr(), type, begin, n,
-                                 &buffer_[(t + 1) * kTaskStrip]);
+      finetuned_[t] =
+          load_block(lists_.task(t, tensor).const_data_ptr(), type, begin, n, &buffer_[(t + 1) * kTaskStrip]);
   }
 
   const float* base() const { return base_; }

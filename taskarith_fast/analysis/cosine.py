@@ -37,9 +37,7 @@ def cosine_map(base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tens
     for name in base:
         origin = base[name]
         if origin.is_floating_point():
-            gram += _gram_of_deltas(
-                origin, [_get(state, t, name, origin) for t, state in enumerate(finetuned)]
-            )
+            gram += _gram_of_deltas(origin, [_get(state, t, name, origin) for t, state in enumerate(finetuned)])
     norm = gram.diagonal().sqrt()
     scale = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
     cosines = (gram + gram.T) / 2 * (scale[:, None] * scale[None, :])  # symmetric to the last bit
@@ -54,9 +52,7 @@ def _gram_of_deltas(origin: Tensor, tensors: list[Tensor]) -> Tensor:
     tensors = [tensor.detach().reshape(-1) for tensor in tensors]
     for start in range(0, origin.numel() if tensors else 0, _BLOCK):
         block = slice(start, start + _BLOCK)
-        deltas = (
-            torch.stack([tensor[block] for tensor in tensors]).double() - origin[block].double()
-        )  # [T, n]
+        deltas = torch.stack([tensor[block] for tensor in tensors]).double() - origin[block].double()  # [T, n]
         gram += (deltas @ deltas.T).cpu()
     return gram
 
@@ -66,7 +62,6 @@ def _get(state: Mapping[str, Tensor], t: int, name: str, origin: Tensor) -> Tens
         raise CheckpointError(f"finetuned[{t}] lacks the tensor {name!r} that base has")
     if state[name].shape != origin.shape:
         raise CheckpointError(
-            f"finetuned[{t}][{name!r}] must have shape {list(origin.shape)} like base, "
-            f"got {list(state[name].shape)}"
+            f"finetuned[{t}][{name!r}] must have shape {list(origin.shape)} like base, got {list(state[name].shape)}"
         )
     return state[name]

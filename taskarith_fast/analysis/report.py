@@ -55,9 +55,7 @@ def render_report(results: Results, figures: Mapping[str, bytes]) -> str:
     )
     return environment.get_template(_TEMPLATE).render(
         results=results,
-        images={
-            name: "data:image/png;base64," + base64.b64encode(data).decode() for name, data in figures.items()
-        },
+        images={name: "data:image/png;base64," + base64.b64encode(data).decode() for name, data in figures.items()},
         sections=[_section(results, recipe) for recipe in results.recipes],
         times=group_times(results.timing),
         config=json.dumps(results.config, indent=2, ensure_ascii=False),
@@ -100,9 +98,7 @@ def markdown_table(results: Results, recipe: str) -> str:
         printed = (f"{cell.value} ± {cell.stderr}" for cell in cells)
         bold = (f"**{p}**" if cell.best else p for p, cell in zip(printed, cells, strict=True))
         text.append(f"| {task} | " + " | ".join(bold) + " |")
-    normalized = (
-        f"{100 * row.normalized_mean.value:.1f} ± {100 * row.normalized_mean.stderr:.1f}" for row in rows
-    )
+    normalized = (f"{100 * row.normalized_mean.value:.1f} ± {100 * row.normalized_mean.stderr:.1f}" for row in rows)
     return "\n".join([*text, "| Mean, normalised | " + " | ".join(normalized) + " |"]) + "\n"
 
 
@@ -170,9 +166,7 @@ def _edge_notes(results: Results, recipe: str) -> list[str]:
     notes = []
     for curve in results.curves.scale:
         if curve.recipe == recipe and max(curve.scale) in curve.chosen:
-            notes.append(
-                f"{curve.label}: the chosen scale {max(curve.scale):g} is the largest that was tried."
-            )
+            notes.append(f"{curve.label}: the chosen scale {max(curve.scale):g} is the largest that was tried.")
     for rank in results.curves.cart_rank:
         if rank.recipe == recipe and max(rank.scale) in rank.chosen_scale:
             notes.append(f"CART: the chosen scale {max(rank.scale):g} is the largest that was tried.")

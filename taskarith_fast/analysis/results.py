@@ -152,9 +152,7 @@ class Results(_Document):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:
             first = str(error).splitlines()[0]
-            raise DataError(
-                f"{path.name} must be a results document of schema {SCHEMA_VERSION}: {first}"
-            ) from None
+            raise DataError(f"{path.name} must be a results document of schema {SCHEMA_VERSION}: {first}") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -53,9 +53,7 @@ def batches(
             or seed or epoch is negative.
     """
     if batch_size < 1 or image_size < 1:
-        raise ArgumentError(
-            f"batch_size and image_size must be at least 1, got {batch_size} and {image_size}"
-        )
+        raise ArgumentError(f"batch_size and image_size must be at least 1, got {batch_size} and {image_size}")
     if len(mean) != 3 or len(std) != 3:
         raise ArgumentError(f"mean and std must have 3 entries, got {len(mean)} and {len(std)}")
     if seed < 0 or epoch < 0:

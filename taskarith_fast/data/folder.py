@@ -34,9 +34,7 @@ def load_folder(
     root = Path(path)
     for split in ("train", "test"):
         if not (root / split).is_dir():
-            raise DataError(
-                f"{root}: no folder {split}; expected train/CLASS/*.png, test/CLASS/*.png, maybe val"
-            )
+            raise DataError(f"{root}: no folder {split}; expected train/CLASS/*.png, test/CLASS/*.png, maybe val")
     classes = class_folders(root / "train")
     splits: dict[str, Split] = {
         split: file_split(*list_pictures(root / split, classes), len(classes))
@@ -45,9 +43,7 @@ def load_folder(
     }
     if "val" not in splits:
         splits["train"], splits["val"] = validation_split(splits["train"])
-    return Task(
-        name or root.resolve().name, classes, splits, licence, source if source is not None else str(root)
-    )
+    return Task(name or root.resolve().name, classes, splits, licence, source if source is not None else str(root))
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -82,9 +78,7 @@ def list_pictures(
                 paths.append(path)
                 labels.append(classes.index(name))
     if not paths:
-        raise DataError(
-            f"{folder}: no pictures in its class folders; endings are {' '.join(sorted(EXTENSIONS))}"
-        )
+        raise DataError(f"{folder}: no pictures in its class folders; endings are {' '.join(sorted(EXTENSIONS))}")
     return paths, labels
 
 

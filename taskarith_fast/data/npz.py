@@ -25,9 +25,7 @@ _DAMAGE = (
 )
 
 
-def load_npz(
-    path: str | Path, *, name: str | None = None, licence: str = "unknown", source: str | None = None
-) -> Task:
+def load_npz(path: str | Path, *, name: str | None = None, licence: str = "unknown", source: str | None = None) -> Task:
     """Load a task from an .npz file.
 
     The file holds `train_images`, `train_labels`, `test_images`, `test_labels`, `classes` (strings), and
@@ -69,16 +67,12 @@ def save_npz(path: str | Path, classes: list[str], **arrays: np.ndarray) -> None
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such file; expected an .npz with train_images, train_labels, test_images, ..."
-        )
+        raise DataError(f"{path}: no such file; expected an .npz with train_images, train_labels, test_images, ...")
     try:
         with zipfile.ZipFile(path) as archive:
             # np.load stops reading before the end of a member, and so never compares its checksum.
             return {
-                name.removesuffix(".npy"): np.lib.format.read_array(
-                    io.BytesIO(archive.read(name)), allow_pickle=False
-                )
+                name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
                 for name in archive.namelist()
             }
     except _DAMAGE as error:

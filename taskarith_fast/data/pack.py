@@ -43,9 +43,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         if not all(entry.keys() >= _FIELDS for entry in entries.values()):
             raise KeyError
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; root must be a folder that tools/build_pack.py wrote"
-        ) from None
+        raise DataError(f"{path}: no such file; root must be a folder that tools/build_pack.py wrote") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: not a manifest of tools/build_pack.py; build the pack again") from None
     return entries
@@ -58,9 +56,7 @@ def _load(name: str, entry: dict[str, Any], folder: Path) -> Task:
     except OSError:
         raise DataError(f"{path}: no such file, but the manifest lists it; build the pack again") from None
     if found != entry["sha256"]:
-        raise DataError(
-            f"{path}: sha256 must be {entry['sha256'][:12]}..., got {found[:12]}...; the file has changed"
-        )
+        raise DataError(f"{path}: sha256 must be {entry['sha256'][:12]}..., got {found[:12]}...; the file has changed")
     task = load_npz(path, name=name, licence=entry["licence"], source=entry["source"])
     if list(task.classes) != entry["classes"]:
         raise DataError(

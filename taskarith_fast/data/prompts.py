@@ -44,6 +44,5 @@ def load_prompts(name: str) -> Prompts:
 def _table() -> dict[str, Prompts]:
     text = Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
     return {
-        name: Prompts(tuple(entry["classes"]), tuple(entry["templates"]))
-        for name, entry in json.loads(text).items()
+        name: Prompts(tuple(entry["classes"]), tuple(entry["templates"])) for name, entry in json.loads(text).items()
     }

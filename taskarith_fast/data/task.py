@@ -49,9 +49,7 @@ class Task:
     def __post_init__(self) -> None:
         missing = [split for split in SPLITS if split not in self.splits]
         if missing:
-            raise DataError(
-                f"task {self.name} needs the splits train, val and test, but lacks {', '.join(missing)}"
-            )
+            raise DataError(f"task {self.name} needs the splits train, val and test, but lacks {', '.join(missing)}")
         empty = [split for split in SPLITS if len(self.splits[split]) == 0]
         if empty:
             raise DataError(f"task {self.name} has no image in its {empty[0]} split")
@@ -62,9 +60,7 @@ def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
         first = int(wrong[0])
-        raise DataError(
-            f"{where} must lie in [0, {num_classes}), one per class, got {labels[first]} at {first}"
-        )
+        raise DataError(f"{where} must lie in [0, {num_classes}), one per class, got {labels[first]} at {first}")
 
 
 def resize_uint8(images: Tensor, size: int) -> Tensor:
@@ -84,9 +80,7 @@ def resize_uint8(images: Tensor, size: int) -> Tensor:
         return images
     scale = size / min(height, width)
     target = [max(size, round(scale * height)), max(size, round(scale * width))]
-    resized = functional.interpolate(
-        images.float(), target, mode="bilinear", align_corners=False, antialias=True
-    )
+    resized = functional.interpolate(images.float(), target, mode="bilinear", align_corners=False, antialias=True)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
     return resized[..., top : top + size, left : left + size].round_().clamp_(0, 255).to(torch.uint8)
 
@@ -105,13 +99,9 @@ class ArraySplit:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int | None = None) -> None:
         if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
-            raise DataError(
-                f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {list(images.shape)}"
-            )
+            raise DataError(f"images must be uint8 [N, H, W] or [N, H, W, 3], got {images.dtype} {list(images.shape)}")
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(
-                f"labels must be integers [N={len(images)}], got {labels.dtype} {list(labels.shape)}"
-            )
+            raise DataError(f"labels must be integers [N={len(images)}], got {labels.dtype} {list(labels.shape)}")
         labels = labels.astype(np.int64)
         if num_classes is not None:
             check_labels(labels, num_classes, "labels")
@@ -166,9 +156,7 @@ class DecodedSplit:
         pairs = [self._read(int(index)) for index in indices]
         sizes = {tuple(pixels.shape[1:]) for pixels, _ in pairs}
         if len(sizes) > 1:
-            raise DataError(
-                f"images of one batch differ in size, {sorted(sizes)[:2]}; ask for a size with at_size()"
-            )
+            raise DataError(f"images of one batch differ in size, {sorted(sizes)[:2]}; ask for a size with at_size()")
         labels = np.array([label for _, label in pairs], np.int64)
         check_labels(labels, self._num_classes, "labels of the batch")
         return torch.stack([pixels for pixels, _ in pairs]), torch.from_numpy(labels)
@@ -236,8 +224,6 @@ def validation_split(split: Split) -> tuple[SubsetSplit, SubsetSplit]:
     """
     val = min(int(0.1 * len(split)), 5000)
     if val == 0:
-        raise DataError(
-            f"cannot carve a validation part out of {len(split)} training images; at least 10 are needed"
-        )
+        raise DataError(f"cannot carve a validation part out of {len(split)} training images; at least 10 are needed")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     return SubsetSplit(split, order[:-val]), SubsetSplit(split, order[-val:])

@@ -54,13 +54,9 @@ def load_torchvision(name: str, root: str | Path, download: bool = False) -> Tas
     except URLError as error:
         raise DataError(f"{name}: download failed ({error.reason}); put {layout} below {root}") from None
     except ImportError as error:
-        raise DataError(
-            f"{name}: needs the package {error.name} to be read (pip install {error.name})"
-        ) from None
+        raise DataError(f"{name}: needs the package {error.name} to be read (pip install {error.name})") from None
     except (OSError, RuntimeError, ValueError) as error:
-        hint = (
-            f" ({_first_line(error)})" if download else "" if key in _BY_HAND else ", or pass download=True"
-        )
+        hint = f" ({_first_line(error)})" if download else "" if key in _BY_HAND else ", or pass download=True"
         raise DataError(f"{name}: not found below {root}; put {layout} there{hint}") from None
     if found is not None:
         _check_classes(name, found, classes)
@@ -102,8 +98,7 @@ def _read_svhn(root: Path, download: bool) -> _Splits:
 
     folder = root / "svhn" if (root / "svhn").is_dir() or download else root
     return {
-        split: _map_style(datasets.SVHN(str(folder), split=split, download=download), 10)
-        for split in ("train", "test")
+        split: _map_style(datasets.SVHN(str(folder), split=split, download=download), 10) for split in ("train", "test")
     }, None
 
 
@@ -111,17 +106,14 @@ def _read_gtsrb(root: Path, download: bool) -> _Splits:
     from torchvision import datasets
 
     return {
-        split: _map_style(datasets.GTSRB(str(root), split=split, download=download), 43)
-        for split in ("train", "test")
+        split: _map_style(datasets.GTSRB(str(root), split=split, download=download), 43) for split in ("train", "test")
     }, None
 
 
 def _read_cars(root: Path, download: bool) -> _Splits:
     from torchvision import datasets
 
-    parts = {
-        split: datasets.StanfordCars(str(root), split=split, download=download) for split in ("train", "test")
-    }
+    parts = {split: datasets.StanfordCars(str(root), split=split, download=download) for split in ("train", "test")}
     return {split: _map_style(part, 196) for split, part in parts.items()}, parts["train"].classes
 
 
@@ -192,8 +184,7 @@ def _read_resisc45(root: Path, download: bool) -> _Splits:
     if (folder / "train").is_dir():
         classes = class_folders(folder / "train")
         return {
-            split: file_split(*list_pictures(folder / split, classes), len(classes))
-            for split in ("train", "test")
+            split: file_split(*list_pictures(folder / split, classes), len(classes)) for split in ("train", "test")
         }, classes
     lists = {split: (folder / f"resisc45-{split}.txt").read_text().split() for split in ("train", "test")}
     classes = class_folders(folder / "NWPU-RESISC45")
@@ -215,9 +206,7 @@ def _read_sun397(root: Path, download: bool) -> _Splits:
                 _SUN397_PARTITIONS, download_root=str(folder), md5=_SUN397_PARTITIONS_MD5
             )
     # Lines read "/a/abbey" and "/a/abbey/sun_....jpg"; the letter is a folder and not part of the name.
-    classes = [
-        line.strip()[3:] for line in (folder / "ClassName.txt").read_text().splitlines() if line.strip()
-    ]
+    classes = [line.strip()[3:] for line in (folder / "ClassName.txt").read_text().splitlines() if line.strip()]
     lists = {"train": "Training_01.txt", "test": "Testing_01.txt"}
     return {
         split: _listed(

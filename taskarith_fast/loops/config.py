@@ -55,9 +55,7 @@ class ProbeConfig:
         _check_choice("solver", self.solver, SOLVERS)
         for name in ("lrs", "cs"):
             object.__setattr__(self, name, _positive_grid(name, getattr(self, name)))
-        _check_at_least(
-            self, 1, "steps", "batch_size", "max_iterations", "feature_batch_size", "image_size", "threads"
-        )
+        _check_at_least(self, 1, "steps", "batch_size", "max_iterations", "feature_batch_size", "image_size", "threads")
         _check_at_least(self, 0, "warmup", "weight_decay", "tolerance")
 
 

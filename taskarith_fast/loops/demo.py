@@ -117,8 +117,7 @@ def write_report(results: Results, tasks: Mapping[str, data.Task], image_size: i
     """Write results, tables, figures and the page; returns the page's path."""
     results.save(out / "results.json")
     tables = (
-        f"{title[:1].upper()}{title[1:]}\n\n{markdown_table(results, key)}"
-        for key, title in results.recipes.items()
+        f"{title[:1].upper()}{title[1:]}\n\n{markdown_table(results, key)}" for key, title in results.recipes.items()
     )
     write_text(out / "table.md", "\n".join(tables))
     figures = all_figures(results) | {"tasks": png(samples_figure(*_samples(tasks, image_size)))}
@@ -133,9 +132,7 @@ def limit_tasks(tasks: Mapping[str, data.Task], config: DemoConfig) -> dict[str,
     """At most so many images of each split as the configuration says, drawn once and for all seeds alike."""
     most = {"train": config.train, "val": config.val, "test": config.test}
     return {
-        name: dataclasses.replace(
-            task, splits={split: _first(task.splits[split], most[split]) for split in most}
-        )
+        name: dataclasses.replace(task, splits={split: _first(task.splits[split], most[split]) for split in most})
         for name, task in tasks.items()
     }
 
@@ -144,9 +141,7 @@ def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ArgumentError(
-            f"out must be a folder or not exist yet, but {out} or a part of it is a file"
-        ) from None
+        raise ArgumentError(f"out must be a folder or not exist yet, but {out} or a part of it is a file") from None
     if not os.access(out, os.W_OK):
         raise ArgumentError(f"out must be a folder that can be written to, {out} cannot")
 
@@ -154,17 +149,13 @@ def _make_folder(out: Path) -> None:
 def _at(config: DemoConfig, device: str) -> DemoConfig:
     """The configuration with the device resolved in its parts."""
     recipes = {key: dataclasses.replace(recipe, device=device) for key, recipe in config.recipes.items()}
-    return dataclasses.replace(
-        config, probe=dataclasses.replace(config.probe, device=device), recipes=recipes
-    )
+    return dataclasses.replace(config, probe=dataclasses.replace(config.probe, device=device), recipes=recipes)
 
 
 def _first(split: data.Split, most: int) -> data.Split:
     if len(split) <= most:
         return split
-    return data.SubsetSplit(
-        split, torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:most]
-    )
+    return data.SubsetSplit(split, torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:most])
 
 
 def _found(artefact: Artefact | None, name: str) -> Artefact:

@@ -72,18 +72,14 @@ class _Planner:
             "image_size": encoder.image_size,
         }
         self._data = {name: _fingerprint(task) for name, task in tasks.items()}
-        self._images = {
-            s: sum(len(task.splits[s]) for task in tasks.values()) for s in ("train", "val", "test")
-        }
+        self._images = {s: sum(len(task.splits[s]) for task in tasks.values()) for s in ("train", "val", "test")}
 
     def probe(self, task: str) -> Stage[compute.Workshop]:
         config = self.config.probe
         splits = self.tasks[task].splits
         run = partial(compute.train_probe, task=task, config=config)
         settings = {"probe": _what(config), "task": self._data[task]}
-        return self._add(
-            "Linear probes", f"probe-{task}", run, settings, {}, len(splits["train"]) + len(splits["val"])
-        )
+        return self._add("Linear probes", f"probe-{task}", run, settings, {}, len(splits["train"]) + len(splits["val"]))
 
     def branch(
         self, recipe: str, config: FinetuneConfig, probes: dict[str, Stage[compute.Workshop]]
@@ -165,9 +161,7 @@ class _Planner:
         settings = {"finetune": _what(config), "task": self._data[task]}
         splits = self.tasks[task].splits
         cost = self._training_cost(config, len(splits["train"])) + len(splits["test"])
-        return self._add(
-            "Training from a random head", f"random-head-{label}-{task}", run, settings, {}, cost
-        )
+        return self._add("Training from a random head", f"random-head-{label}-{task}", run, settings, {}, cost)
 
     def _training_cost(self, config: FinetuneConfig, images: int) -> float:
         return _TRAINING_COST * config.total_steps(images) * config.batch_size * config.accumulation

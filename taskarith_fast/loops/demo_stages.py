@@ -167,9 +167,7 @@ def train_jointly(shop: Workshop, inputs: dict[str, Artefact], *, config: Finetu
     return {}, _evaluate(shop, heads, [result.state], "test")
 
 
-def train_from_random_head(
-    shop: Workshop, inputs: dict[str, Artefact], *, task: str, config: FinetuneConfig
-) -> Made:
+def train_from_random_head(shop: Workshop, inputs: dict[str, Artefact], *, task: str, config: FinetuneConfig) -> Made:
     """One task's encoder and a random head trained together, evaluated on that task."""
     result = finetune(shop.encoder, None, shop.tasks[task], config, shop.progress)
     return {}, _evaluate(shop, {task: shop.head(result.head_state)}, [result.state], "test")
@@ -189,8 +187,7 @@ def _evaluate(
 
 def _stack(split: str, points: Sequence[Evaluations]) -> State:
     return {
-        f"{split}/{name}": torch.stack([point[name].correct for point in points]).to(torch.uint8)
-        for name in points[0]
+        f"{split}/{name}": torch.stack([point[name].correct for point in points]).to(torch.uint8) for name in points[0]
     }
 
 

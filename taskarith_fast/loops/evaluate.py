@@ -63,9 +63,7 @@ def evaluate(
     device = device_of(encoder)
     correct = []
     with evaluating(encoder, head), autocast(device, precision):
-        for images, labels in batches_of(
-            encoder, split, batch_size=batch_size, image_size=image_size, device=device
-        ):
+        for images, labels in batches_of(encoder, split, batch_size=batch_size, image_size=image_size, device=device):
             correct.append((head(encoder(images)).argmax(dim=-1) == labels).cpu())
     return Evaluation(torch.cat(correct))
 
@@ -81,9 +79,7 @@ def evaluate_tasks(
 ) -> dict[str, Evaluation]:
     """`evaluate` for every task of `splits`, each with its own head; arguments as there."""
     return {
-        name: evaluate(
-            encoder, heads[name], split, batch_size=batch_size, image_size=image_size, precision=precision
-        )
+        name: evaluate(encoder, heads[name], split, batch_size=batch_size, image_size=image_size, precision=precision)
         for name, split in splits.items()
     }
 
@@ -141,8 +137,7 @@ def load_state(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
                 raise CheckpointError(
-                    f"{name}: state must have shape {list(tensor.shape)} as the encoder, "
-                    f"got {list(state[name].shape)}"
+                    f"{name}: state must have shape {list(tensor.shape)} as the encoder, got {list(state[name].shape)}"
                 )
             tensor.copy_(state[name])
 

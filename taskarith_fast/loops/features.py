@@ -53,9 +53,7 @@ class FeatureCache:
         batch_size, image_size: As for `extract_features`.
     """
 
-    def __init__(
-        self, encoder: nn.Module, *, batch_size: int = BATCH_SIZE, image_size: int | None = None
-    ) -> None:
+    def __init__(self, encoder: nn.Module, *, batch_size: int = BATCH_SIZE, image_size: int | None = None) -> None:
         self.encoder = encoder
         self._options: dict[str, Any] = {"batch_size": batch_size, "image_size": image_size}
         # The split is kept beside its features, so that its id cannot pass to another object.

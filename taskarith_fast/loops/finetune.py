@@ -139,15 +139,12 @@ def _train(
         # Model: copies, with gradients only where they are used.
         model = copy.deepcopy(encoder).to(device).train()
         classifiers = {
-            name: copy.deepcopy(head).to(device).requires_grad_(config.train_head)
-            for name, head in heads.items()
+            name: copy.deepcopy(head).to(device).requires_grad_(config.train_head) for name, head in heads.items()
         }
         trained = _select(model, config.trainable)
 
         # Data: an endless stream of batches for each task.
-        streams = [
-            _stream(model, task.splits["train"], config, len(tasks), device) for task in tasks.values()
-        ]
+        streams = [_stream(model, task.splits["train"], config, len(tasks), device) for task in tasks.values()]
         steps = config.total_steps(sum(len(task.splits["train"]) for task in tasks.values()))
 
         # Optimizer: fused where torch has it, one group for the encoder, one for heads that are trained.
@@ -156,12 +153,8 @@ def _train(
         ]
         if config.train_head:
             peak = config.lr if config.head_lr is None else config.head_lr
-            groups.append(
-                {"params": [p for head in classifiers.values() for p in head.parameters()], "peak": peak}
-            )
-        optimizer = torch.optim.AdamW(
-            groups, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+            groups.append({"params": [p for head in classifiers.values() for p in head.parameters()], "peak": peak})
+        optimizer = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
         parameters = [p for group in groups for p in group["params"]]
 
         losses, rates = [], []
@@ -173,10 +166,7 @@ def _train(
                     )
                 loss = torch.zeros((), device=device)
                 for _ in range(config.accumulation):
-                    part = (
-                        _loss(model, list(classifiers.values()), streams, config, device)
-                        / config.accumulation
-                    )
+                    part = _loss(model, list(classifiers.values()), streams, config, device) / config.accumulation
                     part.backward()
                     loss += part.detach()
                 if config.clip is not None:
@@ -251,18 +241,14 @@ def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
 
 def _checked(loss: Tensor, step: int, config: FinetuneConfig) -> str:
     if not math.isfinite(float(loss)):
-        raise DivergedError(
-            f"loss must be finite, got {float(loss)} at step {step}; try an lr below {config.lr:g}"
-        )
+        raise DivergedError(f"loss must be finite, got {float(loss)} at step {step}; try an lr below {config.lr:g}")
     return f"loss {float(loss):.3f}"
 
 
 def _check_finite(model: nn.Module, config: FinetuneConfig) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not bool(parameter.isfinite().all()):
-            raise DivergedError(
-                f"{name}: weights must be finite after training; try an lr below {config.lr:g}"
-            )
+            raise DivergedError(f"{name}: weights must be finite after training; try an lr below {config.lr:g}")
 
 
 @contextmanager

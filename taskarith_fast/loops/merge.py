@@ -152,9 +152,7 @@ def line_search(
 
 def _whole(axes: Grid, fixed: Parameters, judge: Judge) -> list[Point]:
     """Every point of the grid, the last parameter varying fastest."""
-    return judge(
-        [fixed | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    )
+    return judge([fixed | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())])
 
 
 def _one_at_a_time(axes: Grid, fixed: Parameters, judge: Judge) -> list[Point]:

@@ -77,9 +77,7 @@ def probe(
     adamw = config.solver == "adamw"
     with threads(config.threads):
         encoder.to(resolve_device(config.device))
-        cache = cache or FeatureCache(
-            encoder, batch_size=config.feature_batch_size, image_size=config.image_size
-        )
+        cache = cache or FeatureCache(encoder, batch_size=config.feature_batch_size, image_size=config.image_size)
         train, train_labels = cache.get(task.splits["train"], progress)
         val, val_labels = cache.get(task.splits["val"], progress)
         if encoder.normalize_features:
@@ -151,9 +149,7 @@ def fit_logistic(features: Tensor, labels: Tensor, classes: int, c: float, confi
 
     def closure() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + weight.square().sum() / (
-            2 * c * len(labels)
-        )
+        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + weight.square().sum() / (2 * c * len(labels))
         loss.backward()
         return loss
 

@@ -129,9 +129,7 @@ def _row(
     ours, theirs = statistics.mean_over_seeds(correct), statistics.mean_over_seeds(reference)
     accuracy, normalized = statistics.accuracies(ours), statistics.ratios(ours, theirs)
     gains = statistics.differences(ours, statistics.mean_over_seeds(probe))
-    means = [
-        statistics.mean_of(statistics.accuracies(statistics.mean_over_seeds([run]))).value for run in correct
-    ]
+    means = [statistics.mean_of(statistics.accuracies(statistics.mean_over_seeds([run]))).value for run in correct]
     return schema.Row(
         recipe=recipe,
         method=method,
@@ -169,13 +167,10 @@ def _rank_curve(recipe: str, seeds: Seeds, names: Sequence[str]) -> schema.RankC
     scales = sorted({point["scale"] for point in points})
     average = _validation(seeds, "average", names, 0)
     grid = [
-        [_validation(seeds, "cart", names, r * len(scales) + s) for s in range(len(scales))]
-        for r in range(len(ratios))
+        [_validation(seeds, "cart", names, r * len(scales) + s) for s in range(len(scales))] for r in range(len(ratios))
     ]
     grid.append([average] * len(scales))
-    tests = [_test(seeds, "cart", names, place) for place in range(len(ratios))] + [
-        _test(seeds, "average", names, 0)
-    ]
+    tests = [_test(seeds, "cart", names, place) for place in range(len(ratios))] + [_test(seeds, "average", names, 0)]
     chosen = [artefacts["cart"].facts["chosen"] for artefacts in seeds]
     return schema.RankCurve(
         recipe=recipe,
@@ -205,9 +200,7 @@ def _test(seeds: Seeds, method: str, names: Sequence[str], place: int) -> schema
 
 def _cosine(recipe: str, seeds: Seeds, names: Sequence[str]) -> schema.CosineMap:
     matrices = [artefacts["cosine"].tensors["cosine"] for artefacts in seeds]
-    return schema.CosineMap(
-        recipe=recipe, names=list(names), matrix=torch.stack(matrices).mean(dim=0).tolist()
-    )
+    return schema.CosineMap(recipe=recipe, names=list(names), matrix=torch.stack(matrices).mean(dim=0).tolist())
 
 
 def _chosen_point(artefact: Artefact) -> int:

@@ -27,9 +27,7 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise ArgumentError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(
-            f"device {name!r} is not available: torch {torch.__version__} sees no CUDA device; use cpu"
-        )
+        raise BackendError(f"device {name!r} is not available: torch {torch.__version__} sees no CUDA device; use cpu")
     return device
 
 

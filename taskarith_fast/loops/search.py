@@ -75,7 +75,5 @@ def search_lr(
         if best is None or accuracy > (scores[best[0]] or 0.0):
             best = lr, result
     if best is None:
-        raise DivergedError(
-            f"lrs must have a rate at which training converges, got {sorted(lrs)}; add smaller ones"
-        )
+        raise DivergedError(f"lrs must have a rate at which training converges, got {sorted(lrs)}; add smaller ones")
     return LrSearch(best[0], scores, best[1])

@@ -44,9 +44,7 @@ def ratios(ours: Correct, theirs: Correct) -> dict[str, Measured]:
     for task, x in ours.items():
         y = theirs[task]
         if not y.any():
-            raise DataError(
-                f"task {task}: the fine-tuned encoder has accuracy 0, nothing can be normalised by it"
-            )
+            raise DataError(f"task {task}: the fine-tuned encoder has accuracy 0, nothing can be normalised by it")
         ratio = x.mean() / y.mean()
         found[task] = _measured(ratio, (x - ratio * y) / y.mean())
     return found

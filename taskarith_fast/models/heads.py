@@ -52,9 +52,7 @@ class Head(nn.Module):
         return f"{features} -> {classes}, bias={self.bias is not None}, normalize={self.normalize}"
 
 
-def random_head(
-    feature_dim: int, classes: int, *, seed: int, bias: bool = True, normalize: bool = False
-) -> Head:
+def random_head(feature_dim: int, classes: int, *, seed: int, bias: bool = True, normalize: bool = False) -> Head:
     """Draw a head as a fresh `nn.Linear` would be, uniform in +-1/sqrt(D), from a generator of its own.
 
     Args:

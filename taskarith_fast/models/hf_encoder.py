@@ -77,9 +77,7 @@ _ENCODERS: dict[str, Any] = {
 }
 
 
-def _shape(
-    width: int, depth: int, heads: int, patch: int, image: int, projection: int | None = None
-) -> dict[str, int]:
+def _shape(width: int, depth: int, heads: int, patch: int, image: int, projection: int | None = None) -> dict[str, int]:
     shape = {
         "hidden_size": width,
         "num_hidden_layers": depth,
@@ -169,8 +167,7 @@ def _load_weights(library: Any, name: str, config: Any, options: dict[str, bool]
         transformers.logging.set_verbosity(verbosity)
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
-            f"hf:{name} must hold every tensor of {library.__name__}, "
-            f"{len(missing)} are missing, such as {missing[0]}"
+            f"hf:{name} must hold every tensor of {library.__name__}, {len(missing)} are missing, such as {missing[0]}"
         )
     return model
 

@@ -81,9 +81,7 @@ def load_clip(name: str, *, pretrained: bool = True, image_size: int | None = No
         if not pretrained:
             raise
         reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"open_clip:{name}: no weights ({reason}); or ask for pretrained=False"
-        ) from error
+        raise CheckpointError(f"open_clip:{name}: no weights ({reason}); or ask for pretrained=False") from error
     patch = getattr(model.visual, "patch_size", None)
     if image_size is not None and patch is not None:
         check_image_size(image_size, patch if isinstance(patch, int) else patch[0])
@@ -106,9 +104,7 @@ def _check_weights(architecture: str, weights: str) -> None:
 
 def _truncate(visual: Any, depth: int, name: str) -> None:
     if not isinstance(visual, open_clip.transformer.VisionTransformer):
-        raise ArgumentError(
-            f"depth needs a vision transformer, and open_clip:{name} is a {type(visual).__name__}"
-        )
+        raise ArgumentError(f"depth needs a vision transformer, and open_clip:{name} is a {type(visual).__name__}")
     blocks = visual.transformer.resblocks
     if not 1 <= depth <= len(blocks):
         raise ArgumentError(f"depth must be from 1 to {len(blocks)}, got {depth}")

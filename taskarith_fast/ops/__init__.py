@@ -3,12 +3,14 @@
 from taskarith_fast.ops.breadcrumbs import breadcrumbs
 from taskarith_fast.ops.consensus import consensus
 from taskarith_fast.ops.count_magnitudes_ import count_magnitudes_
+from taskarith_fast.ops.count_nonfinite import count_nonfinite
 from taskarith_fast.ops.dare import dare
 from taskarith_fast.ops.kth_magnitude import kth_magnitude
 from taskarith_fast.ops.linear import linear
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
 from taskarith_fast.ops.pack_bits import pack_bits
 from taskarith_fast.ops.tall_mask import tall_mask
+from taskarith_fast.ops.tie_cutoffs import tie_cutoffs
 from taskarith_fast.ops.ties_merge import ties_merge
 from taskarith_fast.ops.ties_merge_part import ties_merge_part
 from taskarith_fast.ops.ties_square_sums import ties_square_sums
@@ -22,12 +24,14 @@ __all__ = [
     "breadcrumbs",
     "consensus",
     "count_magnitudes_",
+    "count_nonfinite",
     "dare",
     "kth_magnitude",
     "linear",
     "lowrank_sum",
     "pack_bits",
     "tall_mask",
+    "tie_cutoffs",
     "ties_merge",
     "ties_merge_part",
     "ties_square_sums",

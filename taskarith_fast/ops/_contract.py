@@ -60,7 +60,9 @@ class Op:
         if backend in ("cpu", "cuda") and not torch.compiler.is_compiling():
             devices = {t.device.type for t in _tensors(args)}
             if devices - {backend}:
-                raise BackendError(f"backend={backend!r} needs {backend} tensors for {self.name}, got {sorted(devices)}")
+                raise BackendError(
+                    f"backend={backend!r} needs {backend} tensors for {self.name}, got {sorted(devices)}"
+                )
         return self.overload(backend)(*args)
 
     def absent(self, backend: str) -> str | None:
@@ -106,9 +108,7 @@ def define_op(
         if namespace in ("taskarith", "taskarith_reference"):
             library.impl(name, reference, "CompositeExplicitAutograd")
         if backward is not None:
-            torch.library.register_autograd(
-                f"{namespace}::{name}", backward, setup_context=setup_context, lib=library
-            )
+            torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context, lib=library)
     native.load_library("cpu")
     op = Op(name, reference, triton)
     _REGISTERED.append(op)

@@ -94,14 +94,10 @@ def breadcrumbs(
     weights = weight_table(weights, base, tasks)
     check_lists(base, finetuned)
     if len(removed) != len(base) or len(kept) != len(base):
-        raise ArgumentError(
-            f"removed and kept must hold {len(base)} counts, got {len(removed)} and {len(kept)}"
-        )
+        raise ArgumentError(f"removed and kept must hold {len(base)} counts, got {len(removed)} and {len(kept)}")
     for i, (b, r, k) in enumerate(zip(base, removed, kept, strict=True)):
         if r < 0 or k < 0 or r + k > row_size(b):
             raise ArgumentError(
                 f"removed[{i}] + kept[{i}] must be in [0, {row_size(b)}], the row's size; got {r} + {k}"
             )
-    return (
-        OP(base, task_major(finetuned), weights, list(removed), list(kept), backend=backend) if base else []
-    )
+    return OP(base, task_major(finetuned), weights, list(removed), list(kept), backend=backend) if base else []

@@ -20,9 +20,7 @@ from taskarith_fast.ops._contract import define_op
 from taskarith_fast.ops._lists import check_lists
 from taskarith_fast.ops.kth_magnitude import NAN_MAGNITUDE, magnitude_bits
 
-SCHEMA = (
-    "(Tensor(a!) counts, Tensor base, Tensor[] finetuned, int[] low, int[] high, int[] shift) -> ()"
-)
+SCHEMA = "(Tensor(a!) counts, Tensor base, Tensor[] finetuned, int[] low, int[] high, int[] shift) -> ()"
 
 
 def count_magnitudes_reference(
@@ -77,11 +75,17 @@ def count_magnitudes_(
     tasks, bins = len(finetuned), counts.shape[-1] - 1
     check_lists([base], [[model] for model in finetuned])
     if counts.dim() != 2 or counts.shape[0] != tasks or bins < 1 or counts.dtype != torch.int64:
-        raise ArgumentError(f"counts must be int64 of shape [T={tasks}, bins + 1], got {counts.dtype} {list(counts.shape)}")
+        raise ArgumentError(
+            f"counts must be int64 of shape [T={tasks}, bins + 1], got {counts.dtype} {list(counts.shape)}"
+        )
     if not len(low) == len(high) == len(shift) == tasks:
-        raise ArgumentError(f"low, high and shift must have T={tasks} entries, got {len(low)}, {len(high)}, {len(shift)}")
+        raise ArgumentError(
+            f"low, high and shift must have T={tasks} entries, got {len(low)}, {len(high)}, {len(shift)}"
+        )
     for t, (first, last, step) in enumerate(zip(low, high, shift, strict=True)):
         if not (0 <= first <= last <= NAN_MAGNITUDE and 0 <= step < 32 and (last - first) >> step < bins):
-            raise ArgumentError(f"bracket {t} must lie in [0, {NAN_MAGNITUDE}] and in {bins} bins, got {first}..{last} >> {step}")
+            raise ArgumentError(
+                f"bracket {t} must lie in [0, {NAN_MAGNITUDE}] and in {bins} bins, got {first}..{last} >> {step}"
+            )
     OP(counts, base, list(finetuned), list(low), list(high), list(shift), backend=backend)
     return counts

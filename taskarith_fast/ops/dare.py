@@ -129,9 +129,7 @@ def dare(
     if not 0.0 < density <= 1.0:
         raise ArgumentError(f"density must be in (0, 1], got {density}")
     if [len(row) for row in streams] != [len(base)] * tasks:
-        raise ArgumentError(
-            f"streams must be {tasks} lists of {len(base)} keys, got {[len(row) for row in streams]}"
-        )
+        raise ArgumentError(f"streams must be {tasks} lists of {len(base)} keys, got {[len(row) for row in streams]}")
     weights = weight_table(weights, base, tasks)
     check_lists(base, finetuned)
     if not base:

@@ -69,9 +69,7 @@ def kth_magnitude_reference(
     return thresholds, cutoffs
 
 
-def _segments(
-    base: list[Tensor], task: list[Tensor], k: list[int], scope: str
-) -> Iterator[tuple[Tensor, int]]:
+def _segments(base: list[Tensor], task: list[Tensor], k: list[int], scope: str) -> Iterator[tuple[Tensor, int]]:
     bits = [magnitude_bits(f, b) for f, b in zip(task, base, strict=True)]
     if scope == "global":
         yield torch.cat(bits), k[0]
@@ -93,9 +91,7 @@ def _select(bits: Tensor, k: int) -> tuple[Tensor, int]:
     return kth.view(torch.float32), bits.numel() if kept == ties.numel() else int(ties[kept - 1]) + 1
 
 
-def kth_magnitude_fake(
-    base: list[Tensor], finetuned: list[Tensor], k: list[int], scope: str
-) -> tuple[Tensor, Tensor]:
+def kth_magnitude_fake(base: list[Tensor], finetuned: list[Tensor], k: list[int], scope: str) -> tuple[Tensor, Tensor]:
     tasks = len(finetuned) // len(base) if base else 0
     like = base[0] if base else torch.empty(0)
     shape = (segment_count(base, scope), tasks)

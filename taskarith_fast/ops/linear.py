@@ -138,9 +138,7 @@ def measure_linear_routes(rows: int = 512, width: int = 384, seconds: float = 0.
         deadline = time.perf_counter() + seconds
         rounds = 0
         while rounds < 3 or time.perf_counter() < deadline:
-            best = {
-                name: min(best[name], _seconds_of_a_pass(route, x, weight)) for name, route in routes.items()
-            }
+            best = {name: min(best[name], _seconds_of_a_pass(route, x, weight)) for name, route in routes.items()}
             rounds += 1
     return best
 

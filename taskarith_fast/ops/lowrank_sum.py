@@ -24,9 +24,7 @@ from taskarith_fast.ops.truncated_svd import check_method, check_rank, refuse_gr
 SCHEMA = "(Tensor[] base, Tensor[] finetuned, int[] rank, str svd) -> Tensor[]"
 
 
-def lowrank_sum_reference(
-    base: list[Tensor], finetuned: list[Tensor], rank: list[int], svd: str
-) -> list[Tensor]:
+def lowrank_sum_reference(base: list[Tensor], finetuned: list[Tensor], rank: list[int], svd: str) -> list[Tensor]:
     """LAPACK's decompositions in float64, cut off and summed; `finetuned` is task-major [T * L]."""
     out = []
     for i, b in enumerate(base):

@@ -47,9 +47,7 @@ def total_delta(deltas: Tensor) -> Tensor:
 def tall_mask_reference(base: list[Tensor], finetuned: list[Tensor], lambdas: Tensor) -> list[Tensor]:
     """The comparison in float64, tensor by tensor, then packed."""
     masks = (needed(task_deltas(base, finetuned, i), lambdas) for i in range(len(base)))
-    return [
-        pack_reference(mask.reshape(mask.shape[0], b.numel())) for mask, b in zip(masks, base, strict=True)
-    ]
+    return [pack_reference(mask.reshape(mask.shape[0], b.numel())) for mask, b in zip(masks, base, strict=True)]
 
 
 def tall_mask_fake(base: list[Tensor], finetuned: list[Tensor], lambdas: Tensor) -> list[Tensor]:

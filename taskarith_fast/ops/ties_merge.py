@@ -205,8 +205,7 @@ def ties_merge(
     for name, table, dtype in (("thresholds", thresholds, torch.float32), ("cutoffs", cutoffs, torch.int64)):
         if tuple(table.shape) != shape or table.dtype != dtype:
             raise ArgumentError(
-                f"{name} must be {dtype} of shape [S={shape[0]}, T={shape[1]}], "
-                f"got {table.dtype} {list(table.shape)}"
+                f"{name} must be {dtype} of shape [S={shape[0]}, T={shape[1]}], got {table.dtype} {list(table.shape)}"
             )
     rules = (float(scale), elect, combine, zero_sign, scope)
     return OP(base, task_major(finetuned), thresholds, cutoffs, *rules, backend=backend)

@@ -12,9 +12,7 @@ from torch import Tensor
 from taskarith_fast.ops._contract import define_op
 from taskarith_fast.ops.ties_merge import kept_deltas
 
-SCHEMA = (
-    "(Tensor[] base, Tensor[] finetuned, Tensor thresholds, Tensor cutoffs, Tensor start, str scope) -> Tensor"
-)
+SCHEMA = "(Tensor[] base, Tensor[] finetuned, Tensor thresholds, Tensor cutoffs, Tensor start, str scope) -> Tensor"
 
 
 def ties_square_sums_reference(

@@ -88,9 +88,7 @@ def truncated_svd(
 def check_rank(name: str, rank: int, shape: torch.Size) -> None:
     """Refuse a rank outside [1, min(m, n)] for a matrix of this shape."""
     if not 1 <= rank <= min(shape[-2:]):
-        raise ArgumentError(
-            f"{name} must be in [1, {min(shape[-2:])}] for a matrix {list(shape[-2:])}, got {rank}"
-        )
+        raise ArgumentError(f"{name} must be in [1, {min(shape[-2:])}] for a matrix {list(shape[-2:])}, got {rank}")
 
 
 def check_method(svd: str) -> None:
@@ -102,6 +100,4 @@ def check_method(svd: str) -> None:
 def refuse_gradient(name: str, *tensors: Tensor) -> None:
     """Refuse to cut a gradient silently."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        raise ArgumentError(
-            f"{name} is not differentiable; call it under torch.no_grad() or detach its arguments"
-        )
+        raise ArgumentError(f"{name} is not differentiable; call it under torch.no_grad() or detach its arguments")

@@ -35,9 +35,7 @@ def unpack_bits_fake(bits: list[Tensor], numels: list[int]) -> list[Tensor]:
 OP = define_op("unpack_bits", SCHEMA, unpack_bits_reference, unpack_bits_fake)
 
 
-def unpack_bits(
-    bits: Sequence[Tensor], shapes: Sequence[Sequence[int]], *, backend: str = "auto"
-) -> list[Tensor]:
+def unpack_bits(bits: Sequence[Tensor], shapes: Sequence[Sequence[int]], *, backend: str = "auto") -> list[Tensor]:
     """Unpack masks.
 
     Args:

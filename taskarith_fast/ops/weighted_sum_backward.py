@@ -21,16 +21,10 @@ from taskarith_fast.ops._lists import check_like, check_lists, task_major
 SCHEMA = "(Tensor[] grads, Tensor[] base, Tensor[] finetuned) -> Tensor"
 
 
-def weighted_sum_backward_reference(
-    grads: list[Tensor], base: list[Tensor], finetuned: list[Tensor]
-) -> Tensor:
+def weighted_sum_backward_reference(grads: list[Tensor], base: list[Tensor], finetuned: list[Tensor]) -> Tensor:
     """The dot products in float64, one by one; `finetuned` is task-major [T * L]."""
     length = len(base)
-    out = (
-        grads[0].new_zeros(len(finetuned), dtype=torch.float64)
-        if grads
-        else torch.zeros(0, dtype=torch.float64)
-    )
+    out = grads[0].new_zeros(len(finetuned), dtype=torch.float64) if grads else torch.zeros(0, dtype=torch.float64)
     for j, f in enumerate(finetuned):
         i = j % length
         out[j] = ((f.double() - base[i].double()) * grads[i].double()).sum()

@@ -24,9 +24,7 @@ SCHEMA = "(Tensor[] bits, Tensor[] on, Tensor[] off) -> Tensor[]"
 
 def where_bits_reference(bits: list[Tensor], on: list[Tensor], off: list[Tensor]) -> list[Tensor]:
     """Unpack and choose, tensor by tensor."""
-    masks = (
-        unpack_reference(packed, b.numel()).reshape(b.shape) for packed, b in zip(bits, off, strict=True)
-    )
+    masks = (unpack_reference(packed, b.numel()).reshape(b.shape) for packed, b in zip(bits, off, strict=True))
     return [torch.where(mask, a, b).contiguous() for mask, a, b in zip(masks, on, off, strict=True)]
 
 

@@ -18,9 +18,7 @@ def test_equals_the_cosines_of_the_flattened_differences(dtype, monkeypatch):
     monkeypatch.setattr(cosine, "_BLOCK", 4)
     base, states = _models(4, dtype)
     names = ["a", "b", "scalar", "empty"]
-    flat = torch.stack(
-        [torch.cat([(s[k].double() - base[k].double()).flatten() for k in names]) for s in states]
-    )
+    flat = torch.stack([torch.cat([(s[k].double() - base[k].double()).flatten() for k in names]) for s in states])
     flat = flat / flat.norm(dim=1, keepdim=True)
     torch.testing.assert_close(cosine_map(base, states), flat @ flat.T, rtol=0, atol=1e-14)
 
@@ -58,7 +56,5 @@ def test_names_a_missing_tensor():
 def test_names_a_tensor_of_another_shape():
     base, states = _models(2)
     states[0]["a"] = torch.zeros(5, 7)
-    with pytest.raises(
-        CheckpointError, match=r"finetuned\[0\]\['a'\] must have shape \[7, 5\].*got \[5, 7\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"finetuned\[0\]\['a'\] must have shape \[7, 5\].*got \[5, 7\]"):
         cosine_map(base, states)

@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 
 
 def run(*words, cwd=None):
-    return subprocess.run([sys.executable, "-m", "taskarith_fast", *map(str, words)], capture_output=True, text=True, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "taskarith_fast", *map(str, words)], capture_output=True, text=True, cwd=cwd
+    )
 
 
 @pytest.fixture

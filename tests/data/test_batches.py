@@ -71,10 +71,7 @@ def test_augmentation_shifts_and_repeats_itself_for_one_epoch_only() -> None:
     shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
     for image, source in zip(first, original, strict=True):
         inner = image[:, 4:-4, 4:-4]
-        assert any(
-            torch.allclose(inner, source[:, 4 + dy : 24 + dy, 4 + dx : 24 + dx], atol=1e-6)
-            for dy, dx in shifts
-        )
+        assert any(torch.allclose(inner, source[:, 4 + dy : 24 + dy, 4 + dx : 24 + dx], atol=1e-6) for dy, dx in shifts)
 
 
 @pytest.mark.parametrize(

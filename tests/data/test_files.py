@@ -112,9 +112,7 @@ def test_folder_with_three_splits(tmp_path) -> None:
     assert (task.name, task.classes) == ("pets", ("cat", "dog"))
     assert all_labels(task.splits["train"]) == [0, 0, 0, 1, 1, 1]
     images, labels = task.splits["test"].get([3, 0])
-    assert (
-        images.shape == (2, 3, 8, 10) and images[:, 0, 0, 0].tolist() == [17, 0] and labels.tolist() == [1, 0]
-    )
+    assert images.shape == (2, 3, 8, 10) and images[:, 0, 0, 0].tolist() == [17, 0] and labels.tolist() == [1, 0]
 
 
 def test_folder_without_val_carves_it_out_of_train(tmp_path) -> None:

@@ -67,9 +67,7 @@ def test_no_picture_is_in_two_splits_or_twice_in_one(tasks, name) -> None:
 
 @pytest.mark.parametrize("name", ["animals", "clipart", "emoji"])
 def test_no_drawing_has_a_near_copy_in_the_training_split(tasks, name) -> None:
-    limit = {"animals": 0.03}.get(
-        name, 0.02
-    ) - 0.005  # thumbnails are made by another resizer than the build's
+    limit = {"animals": 0.03}.get(name, 0.02) - 0.005  # thumbnails are made by another resizer than the build's
     splits = tasks[name].splits
     train, test = (
         splits[split].at_size(14).get(range(len(splits[split])))[0].float().flatten(1) / 255
@@ -118,9 +116,7 @@ def test_classes_and_counts_must_be_those_of_the_manifest(pack) -> None:
         load_tasks(root=pack)
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"tasks": 3}', '{"tasks": {"mnist": {"file": "mnist.npz"}}}']
-)
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"tasks": 3}', '{"tasks": {"mnist": {"file": "mnist.npz"}}}'])
 def test_a_damaged_manifest_is_one_line(pack, text) -> None:
     (pack / "manifest.json").write_text(text)
     with pytest.raises(DataError, match="not a manifest") as error:

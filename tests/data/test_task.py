@@ -92,9 +92,7 @@ def test_decoded_split_reads_on_access_and_checks_labels() -> None:
     split = DecodedSplit(fetch, length=3, num_classes=2)
     assert len(split) == 3 and read == []
     images, labels = split.at_size(5).get([1, 0])
-    assert (
-        images.shape == (2, 3, 5, 5) and images[:, 0, 0, 0].tolist() == [10, 0] and labels.tolist() == [1, 0]
-    )
+    assert images.shape == (2, 3, 5, 5) and images[:, 0, 0, 0].tolist() == [10, 0] and labels.tolist() == [1, 0]
     assert read == [1, 0]
     with pytest.raises(DataError, match="differ in size"):
         split.get([0, 1])

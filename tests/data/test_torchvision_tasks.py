@@ -77,9 +77,7 @@ def test_svhn_gtsrb_and_cars_use_their_own_test_sets(tmp_path, monkeypatch) -> N
     fakes = {
         "SVHN": lambda root, split, download: FakeDataset(100 if split == "train" else 30, 10),
         "GTSRB": lambda root, split, download: FakeDataset(200 if split == "train" else 50, 43),
-        "StanfordCars": lambda root, split, download: FakeDataset(
-            400 if split == "train" else 300, 196, cars
-        ),
+        "StanfordCars": lambda root, split, download: FakeDataset(400 if split == "train" else 300, 196, cars),
     }
     for attribute, fake in fakes.items():
         monkeypatch.setattr(torchvision.datasets, attribute, fake)
@@ -101,9 +99,7 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch) -> None:
         raise URLError("name or service not known")
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", fail)
-    with pytest.raises(
-        DataError, match=r"mnist: download failed \(name or service not known\); put MNIST/raw/"
-    ):
+    with pytest.raises(DataError, match=r"mnist: download failed \(name or service not known\); put MNIST/raw/"):
         load_torchvision("mnist", tmp_path, download=True)
 
 

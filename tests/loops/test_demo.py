@@ -41,9 +41,7 @@ def _split(images, classes, seed):
 
 def _task(name, classes, seed):
     splits = {split: _split(24, classes, seed + i) for i, split in enumerate(("train", "val", "test"))}
-    return data.Task(
-        name, tuple(map(str, range(classes))), splits, licence="CC0-1.0", source="drawn at random"
-    )
+    return data.Task(name, tuple(map(str, range(classes))), splits, licence="CC0-1.0", source="drawn at random")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,9 +58,7 @@ def tasks():
 
 def make_encoder():
     torch.manual_seed(0)
-    config = VitConfig(
-        image_size=16, patch_size=8, position_grid=2, width=16, depth=1, heads=2, final_norm=False
-    )
+    config = VitConfig(image_size=16, patch_size=8, position_grid=2, width=16, depth=1, heads=2, final_norm=False)
     return VisionTransformer(config)
 
 

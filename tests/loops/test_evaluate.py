@@ -55,9 +55,7 @@ def test_a_state_is_evaluated_as_if_it_were_loaded():
 def test_a_state_of_another_model_is_refused():
     evaluator = StateEvaluator(vit(), {}, {})
     state = vit().state_dict()
-    with pytest.raises(
-        CheckpointError, match=r"class_embedding: state must have shape .*16.* as the encoder"
-    ):
+    with pytest.raises(CheckpointError, match=r"class_embedding: state must have shape .*16.* as the encoder"):
         evaluator(state | {"class_embedding": torch.zeros(3)})
     with pytest.raises(CheckpointError, match=r"extra: state must have the .* but has it too many"):
         evaluator(state | {"extra": torch.zeros(3)})

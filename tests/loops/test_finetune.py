@@ -55,9 +55,7 @@ def test_equal_seeds_give_equal_bytes_whatever_else_draws_random_numbers():
     second = finetune(vit(), _head(), digits(), SHORT)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert _same(first.state, second.state) and first.history == second.history
-    assert not _same(
-        first.state, finetune(vit(), _head(), digits(), dataclasses.replace(SHORT, seed=1)).state
-    )
+    assert not _same(first.state, finetune(vit(), _head(), digits(), dataclasses.replace(SHORT, seed=1)).state)
 
 
 def test_the_loop_is_adamw_with_clipping_and_the_schedule():

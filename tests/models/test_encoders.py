@@ -91,9 +91,7 @@ def test_incomplete_weights_are_refused(tmp_path):
     saved = transformers.Dinov2Model(transformers.Dinov2Config(**TINY, image_size=32, patch_size=8))
     weights = {k: v for k, v in saved.state_dict().items() if not k.startswith("encoder.layer.1.")}
     saved.save_pretrained(tmp_path, state_dict=weights)
-    with pytest.raises(
-        CheckpointError, match=r"must hold every tensor of Dinov2Model, .* such as encoder\.layer\.1"
-    ):
+    with pytest.raises(CheckpointError, match=r"must hold every tensor of Dinov2Model, .* such as encoder\.layer\.1"):
         load_encoder(f"hf:{tmp_path}")
 
 
@@ -158,9 +156,7 @@ def test_absent_weights_are_one_line(name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "option, message", [({"depth": 0}, "depth must be from 1"), ({"image_size": 45}, "multiple")]
-)
+@pytest.mark.parametrize("option, message", [({"depth": 0}, "depth must be from 1"), ({"image_size": 45}, "multiple")])
 def test_numbers_outside_their_domain_are_refused(option, message):
     with pytest.raises(ArgumentError, match=message):
         load_encoder("hf:facebook/dinov2-small", pretrained=False, **option)

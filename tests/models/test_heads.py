@@ -72,9 +72,7 @@ def test_zero_shot_refuses_what_it_cannot_do(clip, monkeypatch):
         zero_shot_head(clip, [], TEMPLATES)
     with pytest.raises(ArgumentError, match=r"templates must be a sequence of at least one, got 'a {}'"):
         zero_shot_head(clip, CLASSES, "a {}")
-    with pytest.raises(
-        ArgumentError, match="model must have encode_text and logit_scale, and Linear has not"
-    ):
+    with pytest.raises(ArgumentError, match="model must have encode_text and logit_scale, and Linear has not"):
         zero_shot_head(torch.nn.Linear(1, 1), CLASSES, TEMPLATES)
     monkeypatch.setattr(clip, "vocab_size", 32000)
     with pytest.raises(ArgumentError, match=r"tokenizer must be given .* got vocab_size=32000"):

@@ -78,9 +78,7 @@ def test_every_family_has_the_four_sets(family):
 
 def test_our_own_model_is_open_clip_without_the_prefix():
     assert linear_layer_names(OURS) == tuple(
-        f"transformer.resblocks.{i}.attn.{name}"
-        for i in (0, 1)
-        for name in ("in_proj_weight", "out_proj.weight")
+        f"transformer.resblocks.{i}.attn.{name}" for i in (0, 1) for name in ("in_proj_weight", "out_proj.weight")
     )
     assert len(linear_layer_names(OURS, "p4")) == 2 * 8
 
@@ -106,7 +104,5 @@ def test_similar_names_are_no_linear_layers():
 def test_unknown_sets_and_empty_choices_are_refused():
     with pytest.raises(ArgumentError, match="layers must be one of p1, p2, p3, p4, got 'p5'"):
         is_linear_layer("attn.qkv.weight", "p5")
-    with pytest.raises(
-        ArgumentError, match=r"names must hold a parameter of the set p1 .* got 1 names such as conv1"
-    ):
+    with pytest.raises(ArgumentError, match=r"names must hold a parameter of the set p1 .* got 1 names such as conv1"):
         linear_layer_names(["conv1.weight"])

@@ -38,9 +38,7 @@ def kept_by_the_book(numel, key, threshold):
     for e in range(numel):
         c, h, u = 8 * (e // 64) + e % 32 // 4, 4 * (e // 32 % 2) + e % 4, 0
         for level in (0, 1):
-            half_words = [
-                w >> s & 0xFFFF for w in _word([c & 0xFFFFFFFF, c >> 32, level, 0], key) for s in (0, 16)
-            ]
+            half_words = [w >> s & 0xFFFF for w in _word([c & 0xFFFFFFFF, c >> 32, level, 0], key) for s in (0, 16)]
             u = u << 16 | half_words[h]
         kept.append(u < threshold)
     return torch.tensor(kept, dtype=torch.bool)

@@ -40,9 +40,7 @@ def _truth(base, finetuned, k, scope):
         segments = [slice(a, b) for a, b in itertools.pairwise(starts)]
     counts = k * len(segments) if scope == "global" else k
     if scope == "row":
-        counts = [
-            c for b, c in zip(base, k, strict=True) for _ in range(b.numel() // b.shape[-1] if b.dim() else 1)
-        ]
+        counts = [c for b, c in zip(base, k, strict=True) for _ in range(b.numel() // b.shape[-1] if b.dim() else 1)]
     thresholds, cutoffs = (
         torch.full((len(segments), len(tasks)), torch.inf),
         torch.zeros(len(segments), len(tasks)),

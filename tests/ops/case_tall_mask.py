@@ -38,8 +38,7 @@ def masks_by_the_book(base, finetuned, lambdas):
     out = []
     for i, b in enumerate(base):
         deltas = np.stack(
-            [(f.double() - b.double()).numpy().ravel() for f in finetuned[i :: len(base)]]
-            or [np.zeros(b.numel())]
+            [(f.double() - b.double()).numpy().ravel() for f in finetuned[i :: len(base)]] or [np.zeros(b.numel())]
         )[: len(lambdas)]
         rest = deltas.sum(0, keepdims=True) - deltas
         out.append((deltas, np.abs(deltas) > lambdas.numpy()[:, None] * np.abs(rest)))

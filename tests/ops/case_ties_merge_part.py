@@ -23,7 +23,10 @@ def _part(sample):
 def _truth(base, finetuned, thresholds, cutoffs, shares, scale, elect, combine, undecided, scope):
     zero_sign = "plus" if undecided else "zero"
     merged = WHOLE.truth(base, finetuned, thresholds, cutoffs, scale, elect, combine, zero_sign, scope)
-    return [*merged, OP.reference(base, finetuned, thresholds, cutoffs, shares, scale, elect, combine, undecided, scope)[-1]]
+    return [
+        *merged,
+        OP.reference(base, finetuned, thresholds, cutoffs, shares, scale, elect, combine, undecided, scope)[-1],
+    ]
 
 
 def _compare(args, out, eager, truth):
@@ -46,4 +49,3 @@ CASE = OpCase(
     truth=_truth,
     compare=_compare,
 )
-

@@ -27,9 +27,7 @@ def _truth(grads, base, finetuned):
         for t in range(tasks)
         for i, b in enumerate(base)
     ]
-    return [
-        torch.stack(out).reshape(tasks, len(base)) if out else torch.zeros(0, len(base), dtype=torch.float64)
-    ]
+    return [torch.stack(out).reshape(tasks, len(base)) if out else torch.zeros(0, len(base), dtype=torch.float64)]
 
 
 def _compare(args, out, eager, truth):

@@ -15,15 +15,15 @@ from tests.ops.cases import all_cases, assert_within_budget, listed
 CASES = all_cases()
 RUNNABLE = ("reference", "cpu", "cuda", "triton", "cuda_emulated")
 GRID = [
-    pytest.param(case, backend, dtype, sample, id=f"{case.op.name}-{backend}-{str(dtype)[6:]}-{sample}".replace(" ", "_"))
+    pytest.param(
+        case, backend, dtype, sample, id=f"{case.op.name}-{backend}-{str(dtype)[6:]}-{sample}".replace(" ", "_")
+    )
     for case in CASES
     for backend in RUNNABLE
     for dtype in case.dtypes
     for sample in case.samples
 ]
-OPS = [
-    pytest.param(case, backend, id=f"{case.op.name}-{backend}") for case in CASES for backend in ("auto", *RUNNABLE)
-]
+OPS = [pytest.param(case, backend, id=f"{case.op.name}-{backend}") for case in CASES for backend in ("auto", *RUNNABLE)]
 
 
 def _need(case, backend):

@@ -65,10 +65,7 @@ def test_thresholds_at_the_border_of_two_clusters_are_exact():
     """Two narrow clusters a million times further apart than wide, in blocks: k falls at their borders."""
     n = 2**20
     blocks = torch.arange(n) // 65536
-    task = (
-        torch.where(blocks % 2 == 0, 1.0, 2.0)
-        + torch.rand(n, generator=torch.Generator().manual_seed(0)) * 1e-6
-    )
+    task = torch.where(blocks % 2 == 0, 1.0, 2.0) + torch.rand(n, generator=torch.Generator().manual_seed(0)) * 1e-6
     for k in (1, n // 2 - 1, n // 2, n // 2 + 1, n):
         thresholds, cutoffs = kth_magnitude([torch.zeros(n)], [[task]], k, backend="cpu")
         _assert_kept(task, k, thresholds[0, 0], cutoffs[0, 0])
@@ -96,9 +93,7 @@ def test_small_inputs_full_of_ties(values, data):
     task = torch.tensor(values)
     k = data.draw(st.integers(1, len(values)))
     at = data.draw(st.integers(0, len(values)))
-    thresholds, cutoffs = kth_magnitude(
-        _split(torch.zeros(len(values)), at), [_split(task, at)], k, backend="cpu"
-    )
+    thresholds, cutoffs = kth_magnitude(_split(torch.zeros(len(values)), at), [_split(task, at)], k, backend="cpu")
     _assert_kept(task, k, thresholds[0, 0], cutoffs[0, 0])
 
 

@@ -131,9 +131,7 @@ def test_forward_mode_and_vmap_give_torchs_values():
     value, tangent = torch.func.jvp(lambda x: linear(x, weight, bias), (x,), (dx,))
     torch.testing.assert_close(value, F.linear(x, weight, bias))
     torch.testing.assert_close(tangent, F.linear(dx, weight))
-    torch.testing.assert_close(
-        torch.func.vmap(lambda x: linear(x, weight, bias))(x), F.linear(x, weight, bias)
-    )
+    torch.testing.assert_close(torch.func.vmap(lambda x: linear(x, weight, bias))(x), F.linear(x, weight, bias))
     with torch.autograd.forward_ad.dual_level():
         dual = linear(torch.autograd.forward_ad.make_dual(x, dx), weight, bias)
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, F.linear(dx, weight))

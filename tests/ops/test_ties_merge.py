@@ -35,9 +35,7 @@ def _check(deltas, backend, rules):
             elect=elect, combine=combine, zero_sign=zero_sign, backend=backend,
         )  # fmt: skip
         truth = merged(deltas.double().numpy(), elect, combine, zero_sign)
-        np.testing.assert_allclose(
-            out[0].numpy(), truth, rtol=1e-7, atol=0, err_msg=f"{elect} {combine} {zero_sign}"
-        )
+        np.testing.assert_allclose(out[0].numpy(), truth, rtol=1e-7, atol=0, err_msg=f"{elect} {combine} {zero_sign}")
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 4, 7, 8])
@@ -48,11 +46,7 @@ def test_every_rule_equals_the_book(backend, tasks):
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0]), min_size=3, max_size=3), min_size=1, max_size=6
-    )
-)
+@given(st.lists(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0]), min_size=3, max_size=3), min_size=1, max_size=6))
 def test_small_inputs_whose_votes_cancel(rows):
     deltas = torch.tensor(rows).T.contiguous()
     for backend in ("reference", "cpu"):
@@ -102,9 +96,7 @@ def test_bad_arguments_are_named():
     for name in ("elect", "combine", "zero_sign", "scope"):
         with pytest.raises(ArgumentError, match=rf"{name} must be one of .*; got 'most'"):
             ties_merge(base, tasks, _keep_all(1), **{name: "most"})
-    with pytest.raises(
-        ArgumentError, match=r"thresholds must be torch.float32 of shape \[S=1, T=1\], got .*\[1, 2\]"
-    ):
+    with pytest.raises(ArgumentError, match=r"thresholds must be torch.float32 of shape \[S=1, T=1\], got .*\[1, 2\]"):
         ties_merge(base, tasks, _keep_all(2))
     with pytest.raises(ArgumentError, match=r"cutoffs must be torch\.int64"):
         ties_merge(base, tasks, _keep_all(1), torch.zeros(1, 1))

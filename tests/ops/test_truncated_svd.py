@@ -71,9 +71,7 @@ def test_scale_changes_nothing_but_the_values(scale):
     u, s, vh = truncated_svd(d.double().mul(scale).float(), 7)
     u1, s1, vh1 = truncated_svd(d, 7)
     torch.testing.assert_close(s / scale, s1, rtol=1e-5, atol=0)
-    torch.testing.assert_close(
-        (u * (s / scale)) @ vh, (u1 * s1) @ vh1, rtol=0, atol=1e-3 * float(d.abs().max())
-    )
+    torch.testing.assert_close((u * (s / scale)) @ vh, (u1 * s1) @ vh1, rtol=0, atol=1e-3 * float(d.abs().max()))
 
 
 def test_rank_deficient_matrices_have_zero_values_and_orthonormal_vectors():

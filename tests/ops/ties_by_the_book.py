@@ -73,9 +73,7 @@ def deltas(base, finetuned):
     """From lists of tensors: [T, N] in float64, and the float32 magnitudes that decide what is kept."""
     exact, magnitude = [], []
     for task in finetuned:
-        pairs = [
-            (f.double().numpy().ravel(), b.double().numpy().ravel()) for f, b in zip(task, base, strict=True)
-        ]
+        pairs = [(f.double().numpy().ravel(), b.double().numpy().ravel()) for f, b in zip(task, base, strict=True)]
         exact.append(np.concatenate([f - b for f, b in pairs]))
         singles = [f.astype(np.float32) - b.astype(np.float32) for f, b in pairs]
         magnitude.append(np.abs(np.concatenate(singles)))

@@ -80,7 +80,8 @@ TensorList breadcrumbs_cpu(TensorList base, TensorList finetuned, Tensor weights
     for (int64_t s = 0; s < numel; s += kTaskStrip) {
       const int64_t n = std::min(kTaskStrip, numel - s);
       worker.strips->read(rows.tensor, rows.begin + s, n);
-      const KeptDeltas deltas{worker.strips->base(),       worker.strips->finetuned(), w[rows.tensor].data(), tasks,
+      const KeptDeltas deltas{worker.strips->base(),        worker.strips->finetuned(),
+                              w[rows.tensor].data(),        tasks,
                               worker.words.data() + s / 64, stride};
       write_strip(out[rows.tensor], rows.begin + s, n, [&](float* target) { kept_sum(deltas, n, target); });
     }

@@ -52,7 +52,8 @@ void count_magnitudes_cpu(Tensor counts, Tensor base, TensorList finetuned, std:
         const float* from = load_block(start, type, begin, n, b);
         for (size_t t = 0; t < tasks.size(); ++t) {
           BracketCounts seen;
-          const int64_t found = scan(load_block(tasks[t], type, begin, n, f), from, n, histograms[t].bracket, seen, inside);
+          const int64_t found =
+              scan(load_block(tasks[t], type, begin, n, f), from, n, histograms[t].bracket, seen, inside);
           histograms[t].add(seen, inside, found);
         }
       }

@@ -43,8 +43,7 @@ struct Strip {
   std::vector<float> converted;      // [T, kStrip], for 16-bit storage
   std::vector<const float*> models;  // [T]
 
-  explicit Strip(int64_t tasks)
-      : deltas(tasks * kStrip), thresholds(tasks), converted(tasks * kStrip), models(tasks) {}
+  explicit Strip(int64_t tasks) : deltas(tasks * kStrip), thresholds(tasks), converted(tasks * kStrip), models(tasks) {}
 };
 
 struct Tally {
@@ -363,8 +362,10 @@ struct Arguments {
 TensorList ties_merge_cpu(TensorList base, TensorList finetuned, Tensor thresholds, Tensor cutoffs, double scale,
                           std::string elect, std::string combine, std::string zero_sign, std::string scope) {
   const Arguments x(base, finetuned, thresholds, cutoffs, zero_sign, scope, false);
-  merge_all(x.inputs, {parse_elect(elect), parse_combine(combine), scale, zero_sign == "zero" ? 0.0 : 1.0,
-                       std::vector<double>(x.inputs.tasks, 1)}, zero_sign == "global_majority");
+  merge_all(x.inputs,
+            {parse_elect(elect), parse_combine(combine), scale, zero_sign == "zero" ? 0.0 : 1.0,
+             std::vector<double>(x.inputs.tasks, 1)},
+            zero_sign == "global_majority");
   return x.out;
 }
 
@@ -374,8 +375,9 @@ TensorList ties_merge_part_cpu(TensorList base, TensorList finetuned, Tensor thr
   Arguments x(base, finetuned, thresholds, cutoffs, "plus", scope, false);
   check_task_sums("ties_merge_part", shares, x.inputs.tasks);
   const double* values = shares.const_data_ptr<double>();
-  const Outcome outcome = merge_blocks(x.inputs, {parse_elect(elect), parse_combine(combine), scale, undecided,
-                                                  std::vector<double>(values, values + x.inputs.tasks)},
+  const Outcome outcome = merge_blocks(x.inputs,
+                                       {parse_elect(elect), parse_combine(combine), scale, undecided,
+                                        std::vector<double>(values, values + x.inputs.tasks)},
                                        cut_into_blocks(x.segments.numels(), kBlock));
   x.out.push_back(torch::stable::empty({2}, ScalarType::Long));
   int64_t* tally = x.out.back().mutable_data_ptr<int64_t>();

@@ -29,8 +29,8 @@ TASKARITH_SIMD void add_four(const float* const* __restrict f, const double* __r
   }
 }
 
-TASKARITH_SIMD void add_one(const float* __restrict f, double w, const double* __restrict base,
-                            double* __restrict sum, int64_t n) {
+TASKARITH_SIMD void add_one(const float* __restrict f, double w, const double* __restrict base, double* __restrict sum,
+                            int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) sum[i] = add_weighted_delta(sum[i], w, f[i], base[i]);
 }
@@ -59,8 +59,7 @@ void weighted_sum_strip(const Tensors& x, int64_t begin, int64_t n) {
     for (int64_t u = 0; u < 4; ++u) f[u] = load_block(x.finetuned[t + u], x.type, begin, n, buffer[u]);
     add_four(f, &x.weights[t], base64, sum, n);
   }
-  for (; t < tasks; ++t)
-    add_one(load_block(x.finetuned[t], x.type, begin, n, buffer[0]), x.weights[t], base64, sum, n);
+  for (; t < tasks; ++t) add_one(load_block(x.finetuned[t], x.type, begin, n, buffer[0]), x.weights[t], base64, sum, n);
   if (x.type == ScalarType::Float) {
     finish(sum, static_cast<float*>(x.out) + begin, n);
   } else {
