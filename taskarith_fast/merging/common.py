@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError, CheckpointError
+from taskarith_fast.ops import count_nonfinite
 
 State = Mapping[str, Tensor]
 
@@ -100,8 +101,9 @@ def _check_shapes(name: str, tensors: Sequence[Tensor]) -> None:
 def _check_floats(name: str, tensors: Sequence[Tensor]) -> None:
     if tensors[0].dtype not in _FLOATS:
         raise CheckpointError(f"{name}: dtype must be float32, bfloat16 or float16 to be merged, got {tensors[0].dtype}")
+    counts = count_nonfinite([tensor.detach() for tensor in tensors]).tolist()
     for t, tensor in enumerate(tensors):
-        if tensor.numel() == 0 or torch.isfinite(torch.linalg.vector_norm(tensor.detach(), float("inf"))):
+        if not counts[t]:
             continue
         bad = ~torch.isfinite(tensor)
         where = list(torch.nonzero(bad)[0].tolist())

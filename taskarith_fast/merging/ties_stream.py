@@ -19,8 +19,7 @@ from taskarith_fast.merging.pieces import Piece
 from taskarith_fast.merging.streaming import Parameters, Read, Shape, Streaming
 from taskarith_fast.merging.ties import EVERY_TIE, kept_entries, trim
 from taskarith_fast.merging.ties_threshold import Threshold, find_thresholds
-from taskarith_fast.ops import ties_merge_part, ties_square_sums
-from taskarith_fast.ops.kth_magnitude import magnitude_bits
+from taskarith_fast.ops import tie_cutoffs, ties_merge_part, ties_square_sums
 
 if TYPE_CHECKING:
     from taskarith_fast.merging.plan import Plan
@@ -62,7 +61,9 @@ class TiesPasses:
     def survey(self, read: Read) -> None:
         if ties_counts(self._rules):
             rank, cutoff = kept_entries(self._rules["count_rule"], self._rules["density"], self._numel)
-            self._thresholds = find_thresholds(self._plan, rank, lambda label: self._read_checked(read, label))
+            self._thresholds = find_thresholds(
+                self._plan, rank, lambda label: self._read_checked(read, label)
+            )
             if self._rules["count_rule"] != "exact":
                 self._thresholds = [Threshold(x.bits, rank, cutoff) for x in self._thresholds]
             self._checked = True
@@ -119,21 +120,21 @@ class TiesPasses:
         if self._rules["scope"] != "global":
             rules = (self._rules["density"], self._rules["count_rule"], self._rules["scope"])
             return trim([base], [[m] for m in models], *rules)
-        cutoffs = [self._cutoff(t, base, model) for t, model in enumerate(models)]
         bits = torch.tensor([[x.bits for x in self._thresholds]], dtype=torch.int32)
-        table = torch.tensor([cutoffs], dtype=torch.int64)
-        return bits.view(torch.float32).to(base.device), table.to(base.device)
+        cutoffs = torch.tensor([self._cutoffs(base, models)], dtype=torch.int64)
+        return bits.view(torch.float32).to(base.device), cutoffs.to(base.device)
 
-    def _cutoff(self, t: int, base: Tensor, model: Tensor) -> int:
-        """Where, in this piece, the ties of task t stop being kept; and keep the account."""
-        left, fixed = self._left[t], self._thresholds[t].cutoff
-        if left is None:
-            return EVERY_TIE if fixed is None else fixed
-        if left == 0:
-            return 0
-        equal = (magnitude_bits(model, base) == self._thresholds[t].bits).nonzero().reshape(-1)
-        self._left[t] = max(left - equal.numel(), 0)
-        return EVERY_TIE if equal.numel() <= left else int(equal[left - 1]) + 1
+    def _cutoffs(self, base: Tensor, models: Sequence[Tensor]) -> list[int]:
+        """Where, in this piece, the ties of each task stop being kept; and keep the account."""
+        cutoffs = [EVERY_TIE if x.cutoff is None else x.cutoff for x in self._thresholds]
+        some = [t for t, left in enumerate(self._left) if left]
+        values = [self._thresholds[t].bits for t in some]
+        ends, left = tie_cutoffs(base, [models[t] for t in some], values, [self._left[t] or 0 for t in some])
+        for t, n in enumerate(self._left):
+            cutoffs[t] = 0 if n == 0 else cutoffs[t]
+        for t, end, rest in zip(some, ends, left, strict=True):
+            cutoffs[t], self._left[t] = end, rest
+        return cutoffs
 
 
 TIES_STREAMING = Streaming(ties_cut, ties_passes, ties_counts, TiesPasses)

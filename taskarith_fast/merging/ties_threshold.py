@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from taskarith_fast.ops.kth_magnitude import NAN_MAGNITUDE
 if TYPE_CHECKING:
     from taskarith_fast.merging.plan import Plan
 
-_LINES, _LINE = 4096, 32  # runs of entries in the sample, and how long they are
+_LINES, _LINE = 2048, 64  # runs of entries in the sample, and how long they are
 _FEW = 64  # lines: a smaller sample says too little
 _SIGMAS = 4.5
 
@@ -105,13 +106,15 @@ def _brackets(plan: Plan, rank: int) -> list[tuple[int, int]]:
 
 def _bracket(bits: Tensor, quantile: float) -> tuple[int, int]:
     """From a sample [lines, entries]: entries of a line are alike, so the spread is that of the lines' fractions."""
-    order = bits.reshape(-1).clamp(max=NAN_MAGNITUDE).sort(descending=True).values
-    size = order.numel()
-    middle = order[min(int(quantile * size), size - 1)]
+    size = bits.numel()
+    rank = min(int(quantile * size), size - 1)
+    flat = -bits.reshape(-1).clamp(max=NAN_MAGNITUDE).numpy()  # ascending: the largest magnitude first
+    middle = -int(np.partition(flat, rank)[rank])
     spread = (bits > middle).float().mean(1).std() / math.sqrt(len(bits))
     margin = _SIGMAS * max(float(spread), 1 / size) * size + 2
     high, low = math.floor(quantile * size - margin), math.ceil(quantile * size + margin)
-    return int(order[low]) if low < size else 0, int(order[high]) if high >= 0 else NAN_MAGNITUDE
+    order = np.partition(flat, [max(high, 0), min(low, size - 1)])
+    return -int(order[low]) if low < size else 0, -int(order[high]) if high >= 0 else NAN_MAGNITUDE
 
 
 def _sample_lines(plan: Plan, numel: int) -> list[tuple[str, int]]:
@@ -120,7 +123,9 @@ def _sample_lines(plan: Plan, numel: int) -> list[tuple[str, int]]:
     count = min(_LINES, numel // (4 * _LINE))
     if count < _FEW:
         return []
-    places = ((torch.arange(count) + torch.rand(count, generator=generator).double()) * (numel / count)).long()
+    places = (
+        (torch.arange(count) + torch.rand(count, generator=generator).double()) * (numel / count)
+    ).long()
     lines, start, i = [], 0, 0
     places_list = places.tolist()
     for name in plan.merged:
@@ -142,9 +147,8 @@ def _read_lines(source: Source, lines: Sequence[tuple[str, int]]) -> Tensor:
         data = memoryview(bytearray(len(chosen) * _LINE * kind.itemsize))
         step = _LINE * kind.itemsize
         source.read_many(
-            (lines[i][0], lines[i][1] * kind.itemsize, data[j * step : (j + 1) * step]) for j, i in enumerate(chosen)
+            (lines[i][0], lines[i][1] * kind.itemsize, data[j * step : (j + 1) * step])
+            for j, i in enumerate(chosen)
         )
         out[chosen] = torch.frombuffer(data, dtype=kind).reshape(-1, _LINE).float()
     return out
-
-
