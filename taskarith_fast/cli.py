@@ -167,6 +167,48 @@ def evaluate(
 
 
 @app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Safetensors, a directory of them, or any PyTorch file.")],
+    key: Annotated[str, typer.Option(help="The entry that holds the model, for a PyTorch file with several.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show tensors, norms, zeros, NaN, metadata and hash of a checkpoint; nothing in it is executed."""
+    import dataclasses
+
+    from taskarith_fast.formats.inspection import inspect_file
+    from taskarith_fast.formats.report import inspection_lines
+    from taskarith_fast.progress import Progress
+
+    found = inspect_file(file, key=key or None, progress=Progress())
+    print(json.dumps(dataclasses.asdict(found), indent=1) if as_json else "\n".join(inspection_lines(found)))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Any checkpoint: a whole-module .pt, a state dict, safetensors.")],
+    output: Annotated[Path, typer.Argument(help="Destination, .safetensors.")],
+    to: Annotated[str, typer.Option(help="Names to give: open_clip, timm, hf_clip, hf_vit, hf_dinov2.")] = "",
+    dtype: Annotated[str, typer.Option(help="float32, bf16 or fp16; the tensors keep theirs by default.")] = "",
+    text_tower: Annotated[str, typer.Option(help="keep or drop a CLIP model's text tower, or its leftovers.")] = "keep",
+    normalize: Annotated[bool, typer.Option("--normalize", help="Take module., model., image_encoder. ... off.")] = False,
+    drop_extra: Annotated[bool, typer.Option("--drop-extra", help="Leave out what --to has no place for and features do not need: classifier, pooler, projection.")] = False,
+    key: Annotated[str, typer.Option(help="The entry that holds the model, for a PyTorch file with several.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+) -> None:  # fmt: skip
+    """Write any checkpoint as safetensors, executing nothing in it; list all that was renamed or dropped."""
+    from taskarith_fast.formats.conversion import convert_file
+    from taskarith_fast.formats.report import conversion_lines
+    from taskarith_fast.progress import Progress
+
+    done = convert_file(
+        source, output, to=to or None, dtype=dtype or None, text_tower=text_tower, normalize=normalize,
+        drop_extra=drop_extra, key=key or None, overwrite=overwrite, progress=Progress(),
+    )  # fmt: skip
+    print("\n".join(conversion_lines(done)))
+    print(f"{output}: {done.tensors} tensors, {done.parameters:,} values")
+
+
+@app.command()
 def doctor() -> None:
     """Say what was built, and which backend serves each operator here, and why the others do not."""
     import torch

@@ -48,9 +48,7 @@ class Archive:
                 raise CheckpointError(f"the archive holds {describe(entry.name)} twice")
             self.members[entry.name] = entry
         self._check_overlaps()
-        self._checked = any(
-            member.crc for member in self.members.values()
-        )  # PyTorch can be told to write none
+        self._checked = any(member.crc for member in self.members.values())  # PyTorch can be told to write none
 
     def __contains__(self, name: str) -> bool:
         return name in self.members
@@ -128,9 +126,7 @@ def _entry(data: memoryview, position: int, end: int) -> tuple[Member, int]:
     if flags & 0x2041:
         raise CheckpointError(f"the archive's member {describe(name)} is encrypted")
     if method or packed != size:
-        raise CheckpointError(
-            f"the archive's member {describe(name)} is compressed; PyTorch stores them plain"
-        )
+        raise CheckpointError(f"the archive's member {describe(name)} is compressed; PyTorch stores them plain")
     return Member(name, _data_start(data, name, offset, size), size, crc), following
 
 

@@ -87,9 +87,7 @@ def convert_names(
     writer = [layout for layout in LAYOUTS if layout.name == target][-1 if memory_names else 0]
     report.source, report.target = reader.name, writer.name
     if text and writer.name not in TEXT_LAYOUTS:
-        raise CheckpointError(
-            f"{writer.name} has no text tower, got {len(text)} tensors of one: drop it (text_tower)"
-        )
+        raise CheckpointError(f"{writer.name} has no text tower, got {len(text)} tensors of one: drop it (text_tower)")
 
     originals = {new: old for old, (new,) in report.renamed.items()}
     report.renamed = {}
@@ -145,9 +143,7 @@ def _fit(words: Words, reader: Layout, writer: Layout, drop_extra: bool) -> None
     lacking = sorted(writer.required - stems)
     if lacking:
         kind = lacking[0].split(".")[0]
-        raise CheckpointError(
-            f"{writer.name} needs {_REASONS.get(kind, lacking[0])}, the checkpoint has none"
-        )
+        raise CheckpointError(f"{writer.name} needs {_REASONS.get(kind, lacking[0])}, the checkpoint has none")
     _add_needed(words, writer)
 
 
@@ -187,7 +183,5 @@ def _check_blocks(tensors: Mapping[str, Tensor]) -> None:
 def _notes(words: Words, reader: Layout, writer: Layout) -> list[str]:
     notes = [writer.note] if writer.note and writer.name != reader.name else []
     if writer.name == "open_clip" and ("patch.bias" in words.tensors or "pre.weight" not in words.tensors):
-        notes = [
-            "open_clip's names, for this package's VisionTransformer: open_clip itself has no such model"
-        ]
+        notes = ["open_clip's names, for this package's VisionTransformer: open_clip itself has no such model"]
     return notes

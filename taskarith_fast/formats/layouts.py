@@ -12,9 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-_SINGLE = frozenset(
-    ("cls", "pos", "reg", "mask", "proj", "ls1", "ls2", "token", "scale", "shift", "position_ids")
-)
+_SINGLE = frozenset(("cls", "pos", "reg", "mask", "proj", "ls1", "ls2", "token", "scale", "shift", "position_ids"))
 
 
 def _tensors(words: Mapping[str, str]) -> dict[str, str]:
@@ -95,9 +93,7 @@ def split_word(word: str) -> tuple[bool, str, str]:
     return (True, parts[1], parts[2]) if parts[0] == "blocks" and len(parts) == 3 else (False, "", word)
 
 
-_CORE = frozenset(
-    ("norm1.weight", "norm1.bias", "qkv.weight", "out.weight", "out.bias", "norm2.weight", "norm2.bias")
-)
+_CORE = frozenset(("norm1.weight", "norm1.bias", "qkv.weight", "out.weight", "out.bias", "norm2.weight", "norm2.bias"))
 _MLP = frozenset(("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"))
 _ENDS = frozenset(("cls", "pos", "patch.weight", "post.weight", "post.bias"))
 _CLIP_BLOCK = {
@@ -271,9 +267,7 @@ HF_DINOV2 = Layout(
         }
     ),
     "encoder.layer.{i}.",
-    _tensors(
-        {**_SAVED_ATTENTION, **_DINOV2_BLOCK, "gated_in": "mlp.weights_in", "gated_out": "mlp.weights_out"}
-    ),
+    _tensors({**_SAVED_ATTENTION, **_DINOV2_BLOCK, "gated_in": "mlp.weights_in", "gated_out": "mlp.weights_out"}),
     prefix="dinov2.",
     bare=frozenset(("pair_head.weight", "pair_head.bias")),
     batched=True,

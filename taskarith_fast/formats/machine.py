@@ -103,7 +103,7 @@ def _opcodes(stream: Stream) -> Iterator[tuple[str, Any]]:
             opcode, argument, _ = next(tokens)
         except StopIteration:
             return
-        except (ValueError, OverflowError, struct.error, MemoryError) as error:
+        except (ValueError, OverflowError, struct.error, MemoryError, Warning) as error:
             raise CheckpointError(f"malformed pickle ({describe(str(error))})") from None
         if count == MAX_OPCODES:
             break

@@ -64,14 +64,10 @@ def find_state(root: Any, key: str | None = None) -> FoundState:
 
 def _wrapped(root: Any, budget: _Budget) -> FoundState | None:
     entries = _entries(root) or {}
-    models = {
-        name: m for name in entries if isinstance(name, str) and (m := _state_of(entries[name], budget))
-    }
+    models = {name: m for name in entries if isinstance(name, str) and (m := _state_of(entries[name], budget))}
     chosen = next((name for name in WRAPPERS if name in models), None)
     if chosen is None and len(models) > 1:
-        raise CheckpointError(
-            f"the file has several models, {', '.join(map(describe, models))}: choose one with key"
-        )
+        raise CheckpointError(f"the file has several models, {', '.join(map(describe, models))}: choose one with key")
     if chosen is None:
         chosen = next(iter(models), None)
     if chosen is None:
@@ -100,9 +96,7 @@ def _state_of(value: Any, budget: _Budget) -> FoundState | None:
     if not entries or not any(isinstance(entry, TensorRef) for entry in entries.values()):
         return None
     tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorRef)}
-    skipped = tuple(
-        f"entry {describe(n)}" for n, entry in entries.items() if not isinstance(entry, TensorRef)
-    )
+    skipped = tuple(f"entry {describe(n)}" for n, entry in entries.items() if not isinstance(entry, TensorRef))
     return FoundState(tensors, "a state dict", skipped, others=skipped)
 
 

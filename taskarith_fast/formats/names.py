@@ -44,9 +44,7 @@ class NameReport:
     """What the reader of the result has to know."""
 
 
-def normalize_names(
-    state: Mapping[str, Tensor], *, text_tower: str = "keep"
-) -> tuple[dict[str, Tensor], NameReport]:
+def normalize_names(state: Mapping[str, Tensor], *, text_tower: str = "keep") -> tuple[dict[str, Tensor], NameReport]:
     """Take the wrappings off the names of a checkpoint.
 
     A wrapper (`module.`, `_orig_mod.`, `model.`, `image_encoder.`, `backbone.`) goes if all tensors have it,
@@ -115,6 +113,4 @@ def _check_distinct(names: dict[str, str]) -> None:
     owner: dict[str, str] = {}
     for old, new in names.items():
         if not new or owner.setdefault(new, old) != old:
-            raise CheckpointError(
-                f"{old}: its name without prefix, {new!r}, is empty or also that of {owner.get(new)}"
-            )
+            raise CheckpointError(f"{old}: its name without prefix, {new!r}, is empty or also that of {owner.get(new)}")

@@ -169,9 +169,7 @@ class _Storages:
         member = self._archive.members.get(self._prefix + key)
         if member is None or member.size != nbytes:
             have = "nothing" if member is None else f"{member.size} bytes"
-            raise CheckpointError(
-                f"storage {machine.describe(key)} must have {nbytes} bytes, the archive has {have}"
-            )
+            raise CheckpointError(f"storage {machine.describe(key)} must have {nbytes} bytes, the archive has {have}")
         return known
 
     def fill(self, storages: Any) -> None:
@@ -181,8 +179,4 @@ class _Storages:
 
 def bytes_tensor(view: memoryview) -> Tensor:
     """A copy of `view` as a uint8 tensor of its own memory."""
-    return (
-        torch.frombuffer(bytearray(view), dtype=torch.uint8)
-        if len(view)
-        else torch.empty(0, dtype=torch.uint8)
-    )
+    return torch.frombuffer(bytearray(view), dtype=torch.uint8) if len(view) else torch.empty(0, dtype=torch.uint8)

@@ -195,10 +195,6 @@ BUILDERS: dict[str, Builder] = {
     "torch.nn.parameter.Parameter": _rebuild_parameter,
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": _default_dict,
-    **{
-        f"{module}.{name}": _collection
-        for module in ("builtins", "__builtin__")
-        for name in ("set", "frozenset")
-    },
+    **{f"{module}.{name}": _collection for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
     "torch.Size": _collection,
 }

@@ -53,9 +53,7 @@ class Words:
                 self.put(word, _plain_shape(word, tensor, layout), [name])
         for word, parts in separate.items():
             if len(parts) < 3:
-                raise CheckpointError(
-                    f"{next(iter(parts.values()))[0]}: its two fellows of q, k, v are missing"
-                )
+                raise CheckpointError(f"{next(iter(parts.values()))[0]}: its two fellows of q, k, v are missing")
             self._fuse(word, [parts[letter] for letter in _QKV])
         self._settle(layout)
 
@@ -80,9 +78,7 @@ class Words:
     def _settle_head(self) -> None:
         """timm keeps CLIP's projection as a head whose bias is zero."""
         bias = self.tensors.get("head.bias")
-        if not {"pre.weight", "head.weight"} <= self.tensors.keys() or (
-            bias is not None and bool(bias.any())
-        ):
+        if not {"pre.weight", "head.weight"} <= self.tensors.keys() or (bias is not None and bool(bias.any())):
             return
         self.rename("head.weight", "proj")
         self.tensors["proj"] = self.tensors["proj"].t()
@@ -95,9 +91,7 @@ class Words:
             if ".qkv." in word and not layout.fused:
                 words = [word.replace(".qkv.", f".{letter}.") for letter in _QKV]
                 if tensor.shape[0] % 3:
-                    raise CheckpointError(
-                        f"{word} must have 3 d rows to be split, got shape {list(tensor.shape)}"
-                    )
+                    raise CheckpointError(f"{word} must have 3 d rows to be split, got shape {list(tensor.shape)}")
                 pieces = list(tensor.chunk(3))
             else:
                 words, pieces = [word], [_layout_shape(word, tensor, layout)]

@@ -44,9 +44,7 @@ def call(function: bytes, *arguments: bytes) -> bytes:
     return function + tup(*arguments) + b"R"
 
 
-def storage(
-    key: bytes = text("0"), numel: bytes = number(4), kind: bytes = name("torch", "FloatStorage")
-) -> bytes:
+def storage(key: bytes = text("0"), numel: bytes = number(4), kind: bytes = name("torch", "FloatStorage")) -> bytes:
     return tup(text("storage"), kind, key, text("cpu"), numel) + b"Q"
 
 
@@ -57,9 +55,7 @@ def tensor(
     held: bytes = b"",
 ) -> bytes:
     rebuild = name("torch._utils", "_rebuild_tensor_v2")
-    return call(
-        rebuild, held or storage(), offset, shape, stride, b"\x89", call(name("collections", "OrderedDict"))
-    )
+    return call(rebuild, held or storage(), offset, shape, stride, b"\x89", call(name("collections", "OrderedDict")))
 
 
 def module(
@@ -75,15 +71,11 @@ def module(
     return name("src.modeling", "ImageEncoder") + b")\x81" + dct(state) + b"b"
 
 
-def archive(
-    pickled: bytes, storages: dict[str, bytes] | None = None, *, prefix: str = "m/", **more: bytes
-) -> bytes:
+def archive(pickled: bytes, storages: dict[str, bytes] | None = None, *, prefix: str = "m/", **more: bytes) -> bytes:
     """A torch archive around a pickle, protocol 2 unless it says so itself."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as file:
-        file.writestr(
-            f"{prefix}data.pkl", pickled if pickled[:1] == b"\x80" else b"\x80\x02" + pickled + STOP
-        )
+        file.writestr(f"{prefix}data.pkl", pickled if pickled[:1] == b"\x80" else b"\x80\x02" + pickled + STOP)
         file.writestr(f"{prefix}byteorder", more.get("byteorder", b"little"))
         for key, value in ({"0": W} if storages is None else storages).items():
             file.writestr(f"{prefix}data/{key}", value)

@@ -46,9 +46,7 @@ def payloads(canary: str) -> dict[str, bytes]:
         "reduce_exec": call(name("builtins", "exec"), code),
         "reduce_open": name("io", "open") + opened + b"R",
         "reduce_import": call(name("builtins", "__import__"), text("tests.formats.canary")),
-        "reduce_getattr_chain": call(
-            call(name("builtins", "getattr"), name("os", "path"), text("os.system")), command
-        ),
+        "reduce_getattr_chain": call(call(name("builtins", "getattr"), name("os", "path"), text("os.system")), command),
         "reduce_attrgetter": call(call(name("operator", "attrgetter"), text("system")), name("os", "path")),
         "reduce_partial": call(call(name("functools", "partial"), name("os", "system"), command)),
         "reduce_canary": call(SING),
@@ -79,11 +77,7 @@ def payloads(canary: str) -> dict[str, bytes]:
         "stack_global": text("os") + text("system") + b"\x93" + tup(command) + b"R",
         "dotted_name": text("os") + text("path.os.system") + b"\x93" + tup(command) + b"R",
         "dotted_module": name("os.path", "os.system") + tup(command) + b"R",
-        "name_split_elsewhere": text("torch")
-        + text("_utils._rebuild_parameter")
-        + b"\x93"
-        + tup(call(SING))
-        + b"R",
+        "name_split_elsewhere": text("torch") + text("_utils._rebuild_parameter") + b"\x93" + tup(call(SING)) + b"R",
         "name_with_spaces": b"cos system\nx y\n" + tup(command) + b"R",
         "empty_name": text("") + text("") + b"\x93" + tup(command) + b"R",
         "dunder_name": name("builtins", "object.__subclasses__") + b")R",
@@ -192,11 +186,7 @@ def hostile_pickles() -> Iterator[tuple[str, bytes]]:
 
 def _own_child() -> bytes:
     start = name("a", "B") + b")\x81q\x01"
-    return (
-        start
-        + dct({"_parameters": dct({"w": tensor()}), "_buffers": b"}", "_modules": dct({"m": b"h\x01"})})
-        + b"b"
-    )
+    return start + dct({"_parameters": dct({"w": tensor()}), "_buffers": b"}", "_modules": dct({"m": b"h\x01"})}) + b"b"
 
 
 def _exponential() -> bytes:
@@ -248,9 +238,7 @@ def hostile_files() -> Iterator[tuple[str, bytes]]:
     yield "storage_short", archive(dct({"w": tensor()}), {"0": W[:-1]})
     yield (
         "boolean_of_other_bytes",
-        archive(
-            dct({"w": tensor(held=storage(kind=name("torch", "BoolStorage")))}), {"0": b"\x00\x01\x02\xff"}
-        ),
+        archive(dct({"w": tensor(held=storage(kind=name("torch", "BoolStorage")))}), {"0": b"\x00\x01\x02\xff"}),
     )
     yield "only_an_end_record", b"PK\x03\x04" + b"PK\x05\x06" + bytes(18)
     for cut in (5, 60, 200, len(good) // 2, len(good) - 100, len(good) - 30, len(good) - 1):
@@ -291,6 +279,4 @@ def _patched(data: bytes, magic: bytes, offset: int, value: bytes, at: int = 0) 
 
 
 def _twice(pickled: bytes) -> bytes:
-    return members(("m/data.pkl", pickled), ("m/data/0", W), ("m/data/1", W)).replace(
-        b"m/data/1", b"m/data/0"
-    )
+    return members(("m/data.pkl", pickled), ("m/data/0", W), ("m/data/1", W)).replace(b"m/data/1", b"m/data/0")

@@ -56,9 +56,7 @@ def hf_clip_whole(seed: int = 0):
 
     text = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     text |= {"vocab_size": 11, "max_position_embeddings": 7, "eos_token_id": 10, "projection_dim": 8}
-    config = transformers.CLIPConfig(
-        text_config=text, vision_config={**HF, "projection_dim": 8}, projection_dim=8
-    )
+    config = transformers.CLIPConfig(text_config=text, vision_config={**HF, "projection_dim": 8}, projection_dim=8)
     return shaken(transformers.CLIPModel(config), seed)
 
 

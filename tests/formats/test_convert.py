@@ -68,9 +68,7 @@ def test_hugging_face_reads_what_was_converted(make, tmp_path):
 
     saved = load_file(tmp_path / "model.safetensors")
     assert set(back) == set(saved)
-    save_file(
-        {k: v.contiguous().clone() for k, v in back.items()}, tmp_path / "model.safetensors", {"format": "pt"}
-    )
+    save_file({k: v.contiguous().clone() for k, v in back.items()}, tmp_path / "model.safetensors", {"format": "pt"})
     again, loading = type(model).from_pretrained(tmp_path, output_loading_info=True)
     missing = {name for name in loading["missing_keys"] if not name.startswith("pooler.")}
     assert not missing and not loading["unexpected_keys"]
@@ -109,9 +107,7 @@ def test_gated_dinov2_survives_timm():
     packed = {}
     for name, tensor in state.items():
         if ".gate_proj." in name:
-            packed[name.replace("gate_proj", "weights_in")] = torch.cat(
-                [tensor, state[name.replace("gate", "up")]]
-            )
+            packed[name.replace("gate_proj", "weights_in")] = torch.cat([tensor, state[name.replace("gate", "up")]])
         elif ".up_proj." not in name:
             packed[name.replace("down_proj", "weights_out").replace("o_proj", "output.dense")] = tensor
     packed = {
@@ -203,9 +199,7 @@ def test_a_lonely_query_is_refused():
 
 def test_an_unknown_tensor_is_never_dropped():
     state = models.timm_vit().state_dict() | {"blocks.0.attn.q_norm.weight": torch.ones(8)}
-    with pytest.raises(
-        CheckpointError, match=r"blocks\.0\.attn\.q_norm\.weight is not a tensor of a timm model"
-    ):
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.attn\.q_norm\.weight is not a tensor of a timm model"):
         convert_names(state, target="hf_vit", drop_extra=True)
 
 

@@ -94,9 +94,7 @@ def check(goods, tmp_path_factory, examples):
     ]
     for good, container in targets:
 
-        @settings(
-            max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None
-        )
+        @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         @given(mutations(len(good)))
         def run(changes):
             attempt(path, container(mutate(good, changes)))  # noqa: B023

@@ -32,9 +32,7 @@ def cage(tmp_path, monkeypatch):
     assert not canary.SUNG
     assert {p.name for p in tmp_path.iterdir()} <= {"file.pt"}
     assert not {
-        m
-        for m in set(sys.modules) - modules
-        if m.partition(".")[0] in ("src", "runpy", "webbrowser", "marshal")
+        m for m in set(sys.modules) - modules if m.partition(".")[0] in ("src", "runpy", "webbrowser", "marshal")
     }
 
 
@@ -122,11 +120,7 @@ for path in sys.argv[1:]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and RLIMIT_AS")
 def test_bombs_take_little_memory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bombs")
-    bombs = {
-        n: archive(b)
-        for n, b in PICKLES.items()
-        if n.startswith(("expanded", "expon", "too_many", "argument"))
-    }
+    bombs = {n: archive(b) for n, b in PICKLES.items() if n.startswith(("expanded", "expon", "too_many", "argument"))}
     bombs |= {n: archive(b) for n, b in PICKLES.items() if n.endswith(("_end", "_huge"))}
     bombs |= {n: FILES[n] for n in ("zip_bomb", "directory_huge", "member_larger_than_the_file")}
     for label, content in bombs.items():

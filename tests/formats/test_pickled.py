@@ -43,9 +43,7 @@ class Odd(nn.Module):
         self.register_buffer("nothing", torch.empty(0, 3))
         self.norm = nn.BatchNorm2d(4)
         self.attention = nn.MultiheadAttention(8, 2)
-        self.half = nn.ParameterDict(
-            {"a": nn.Parameter(torch.randn(3, 5).half().t()), "b": torch.randn(2).bfloat16()}
-        )
+        self.half = nn.ParameterDict({"a": nn.Parameter(torch.randn(3, 5).half().t()), "b": torch.randn(2).bfloat16()})
         self.parts = nn.ModuleList([nn.Linear(3, 3), nn.Sequential(nn.Conv2d(2, 2, 1), nn.GELU())])
         self.flags = nn.ParameterList([nn.Parameter(torch.tensor([True, False]), requires_grad=False)])
         self.again = self.parts[0]
@@ -161,9 +159,7 @@ def test_files_without_checksums_are_read(tmp_path):
 def test_peeking_gives_shapes_without_reading(tmp_path):
     torch.save(nn.Linear(3, 2), tmp_path / "m.pt")
     found = peek_pickled(tmp_path / "m.pt")
-    assert (
-        found.is_module and found.tensors["weight"].shape == (2, 3) and found.tensors["weight"].nbytes == 24
-    )
+    assert found.is_module and found.tensors["weight"].shape == (2, 3) and found.tensors["weight"].nbytes == 24
 
 
 def test_an_absent_file_is_named(tmp_path):
