@@ -15,6 +15,7 @@ from torch import Tensor
 from taskarith_fast.checkpoint.header import Entry, read_header
 from taskarith_fast.checkpoint.state import load_state_dict
 from taskarith_fast.errors import CheckpointError
+from taskarith_fast.formats.tied import check_tied, read_tied
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
@@ -88,6 +89,10 @@ class FileSource:
                     raise CheckpointError(f"{path}: {name} is in both {self._file[name].name} and {file.name}")
                 self.entries[name], self._file[name] = entry, file
         _check_index(path, self.entries)
+        tied = check_tied(read_tied(self.metadata), self.entries)
+        for name, first in tied.items():
+            self.entries[name], self._file[name] = self.entries[first], self._file[first]
+        self.tied = tuple(tied.items())
 
     def read(self, name: str, begin: int, out: memoryview) -> None:
         self.read_many([(name, begin, out)])

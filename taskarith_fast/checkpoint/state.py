@@ -18,7 +18,7 @@ from torch import Tensor
 
 from taskarith_fast.errors import CheckpointError
 from taskarith_fast.formats.pickled import peek_pickled, read_pickled
-from taskarith_fast.formats.tied import read_tied, untied, write_tied
+from taskarith_fast.formats.tied import check_tied, read_tied, untied, write_tied
 
 
 class LazyState(Mapping[str, Tensor]):
@@ -35,10 +35,7 @@ class LazyState(Mapping[str, Tensor]):
     def __init__(self, files: dict[str, Path], metadata: dict[str, str]) -> None:
         self._files = files
         self.metadata = metadata
-        self.tied = read_tied(metadata)
-        for name, first in self.tied.items():
-            if name in files or first not in files:
-                raise CheckpointError(f"{name} is recorded as tied to {first}, which is not in the file")
+        self.tied = check_tied(read_tied(metadata), files)
 
     def __getitem__(self, name: str) -> Tensor:
         name = self.tied.get(name, name)

@@ -6,7 +6,7 @@ The list is the metadata entry `taskarith_tied`, a JSON object: name -> the name
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -56,6 +56,18 @@ def read_tied(metadata: Mapping[str, str]) -> dict[str, str]:
         tied = None
     if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
         raise CheckpointError(f"metadata {TIED} must be a JSON object of names")
+    return tied
+
+
+def check_tied(tied: Mapping[str, str], names: Container[str]) -> Mapping[str, str]:
+    """The tied names, each checked to be new and to stand for one of `names`.
+
+    Raises:
+        CheckpointError: If one is not.
+    """
+    for name, first in tied.items():
+        if name in names or first not in names:
+            raise CheckpointError(f"{name} is recorded as tied to {first}, which is not in the file")
     return tied
 
 

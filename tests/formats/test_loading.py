@@ -57,3 +57,13 @@ def test_a_damaged_record_of_tied_tensors_is_refused(record, tmp_path):
     save_file({"w": torch.ones(2)}, tmp_path / "a.safetensors", {TIED: record})
     with pytest.raises(CheckpointError, match="tied"):
         ta.load_state_dict(tmp_path / "a.safetensors")
+
+
+def test_merging_files_with_tied_tensors_loses_no_name(tmp_path):
+    for label in ("base", "a"):
+        weight = torch.randn(4, 3)
+        ta.save_state_dict({"one": weight, "two": weight, "three": torch.ones(2)}, tmp_path / f"{label}.safetensors")
+    inputs = [tmp_path / f"{label}.safetensors" for label in ("base", "a")]
+    ta.merge_files(inputs[0], inputs[1:], tmp_path / "out.safetensors", method="average")
+    merged = ta.load_state_dict(tmp_path / "out.safetensors")
+    assert set(merged) == {"one", "two", "three"} and torch.equal(merged["one"], merged["two"])
