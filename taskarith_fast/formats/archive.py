@@ -139,15 +139,13 @@ def _name(raw: bytes) -> str:
 
 def _wide(extra: bytes, values: list[int]) -> list[int]:
     """Replace the values that say "see the 64-bit field" by what it holds."""
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<2H", extra)
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, position)
         if kind == 1:
-            field = extra[4 : 4 + length]
-            for i, value in enumerate(values):
-                if value == _FULL32 and len(field) >= 8:
-                    (values[i],) = struct.unpack_from("<Q", field)
-                    field = field[8:]
-        extra = extra[4 + length :]
+            wide = iter(struct.unpack_from(f"<{min(length, len(extra) - position - 4) // 8}Q", extra, position + 4))
+            return [next(wide, value) if value == _FULL32 else value for value in values]
+        position += 4 + length
     return values
 
 

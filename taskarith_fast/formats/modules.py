@@ -90,7 +90,11 @@ def _state_of(value: Any, budget: _Budget) -> FoundState | None:
     """The state of a module, or a state dict; None if `value` is neither."""
     if isinstance(value, Stub) and _attributes(value) is not None:
         source = f"a module of class {describe(value.class_name)[1:-1]}"
-        return FoundState(dict(_walk(value, budget)), source, (), is_module=True)
+        tensors: dict[str, TensorRef] = {}
+        for name, ref in _walk(value, budget):
+            if tensors.setdefault(name, ref) is not ref:
+                raise CheckpointError(f"the module has two tensors named {describe(name)}")
+        return FoundState(tensors, source, (), is_module=True)
     entries = _entries(value)
     budget.spend(len(entries or ()))
     if not entries or not any(isinstance(entry, TensorRef) for entry in entries.values()):

@@ -151,6 +151,7 @@ def hostile_pickles() -> Iterator[tuple[str, bytes]]:
     yield "parameter_key_number", module(b"}(" + number(3) + tensor() + b"u")
     yield "child_number", module(children=dct({"m": number(3)}))
     yield "child_key_number", module(children=b"}(" + number(3) + module() + b"u")
+    yield "two_tensors_of_one_name", module(dct({"m.w": tensor()}), dct({"m": module()}))
     yield "name_long", dct({"w" * 600: tensor()})
     yield "name_unprintable", dct({"w\x1b[2J": tensor()})
     yield "name_newline", dct({"w\nx": tensor()})
@@ -224,6 +225,7 @@ def hostile_files() -> Iterator[tuple[str, bytes]]:
     lie = b"PK\x06\x07" + struct.pack("<IQI", 0, 1 << 60, 1)
     end = good.rindex(b"PK\x05\x06")
     yield "end_record_elsewhere", good[:end] + lie + good[end:]
+    yield "extra_fields_without_end", _with_extras(pickled)
     yield "climbing_member", archive(dct({"w": tensor()}), prefix="../")
     yield "climbing_member_beside", members(("m/data.pkl", pickled), ("m/data/0", W), ("../../canary", b"x"))
     yield "absolute_member", members(("m/data.pkl", pickled), ("m/data/0", W), ("/tmp/canary", b"x"))
@@ -276,6 +278,19 @@ def _patched(data: bytes, magic: bytes, offset: int, value: bytes, at: int = 0) 
     for _ in range(at + 1):
         position = data.index(magic, position + 1)
     return data[: position + offset] + value + data[position + offset + len(value) :]
+
+
+def _with_extras(pickled: bytes) -> bytes:
+    """Two hundred entries with 16,000 empty extra fields each, and one that lies about its size."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for i in range(200):
+            info = zipfile.ZipInfo(f"m/data/{i}")
+            info.extra = b"\x02\x00\x00\x00" * 16_000
+            file.writestr(info, W)
+        file.writestr("m/data.pkl", pickled)
+        file.writestr("m/data.pkl2", pickled)
+    return _patched(out.getvalue(), b"PK\x01\x02", 20, struct.pack("<I", 3), at=201)
 
 
 def _twice(pickled: bytes) -> bytes:
