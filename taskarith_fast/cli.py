@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,8 @@ Device = Annotated[str, typer.Option(help="auto (cuda where there is one), cpu, 
 
 def main() -> None:
     """Run the command line; a user's mistake costs one line on stderr and exit code 2."""
+    # Before torch is imported: idle OpenMP threads that spin for long take the processor from those that work.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from taskarith_fast.errors import TaskarithError
 
     try:

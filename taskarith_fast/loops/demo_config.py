@@ -38,7 +38,7 @@ class DemoConfig:
     """Side of the images in pixels."""
     tasks: tuple[str, ...] | None = None
     """Tasks of the pack, in order; None takes all."""
-    train: int = 600
+    train: int = 1200
     """Most training images a task."""
     val: int = 200
     """Most validation images a task."""
@@ -82,6 +82,7 @@ PRESETS = {
     ),
     "all": DemoConfig(
         preset="all",
+        train=900,
         seeds=(0, 1),
         recipes={key: config for key, (_, config) in RECIPES.items()},
         extra_rows=True,
