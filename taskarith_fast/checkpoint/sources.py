@@ -86,7 +86,9 @@ class FileSource:
             self.metadata.update(header.metadata)
             for name, entry in header.entries.items():
                 if name in self.entries:
-                    raise CheckpointError(f"{path}: {name} is in both {self._file[name].name} and {file.name}")
+                    raise CheckpointError(
+                        f"{path}: {name} is in both {self._file[name].name} and {file.name}"
+                    )
                 self.entries[name], self._file[name] = entry, file
         _check_index(path, self.entries)
         tied = check_tied(read_tied(self.metadata), self.entries)
@@ -117,7 +119,9 @@ class StateSource:
         self._state = {name: tensor.detach() for name, tensor in state.items()}
         for name, tensor in self._state.items():
             if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
-                raise CheckpointError(f"{path}: {name} is {tensor.dtype} {tensor.layout}, which safetensors cannot hold")
+                raise CheckpointError(
+                    f"{path}: {name} is {tensor.dtype} {tensor.layout}, which safetensors cannot hold"
+                )
         self.entries = {k: Entry(DTYPE_NAMES[v.dtype], tuple(v.shape)) for k, v in self._state.items()}
         self.resident = sum(entry.nbytes for entry in self.entries.values())
         groups: dict[int, list[str]] = {}
@@ -153,7 +157,9 @@ def fill(descriptor: int, offset: int, out: memoryview, file: Path) -> None:
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
         if count == 0:
-            raise CheckpointError(f"{file}: the file ends at byte {offset + done}, {len(out) - done} bytes are missing")
+            raise CheckpointError(
+                f"{file}: the file ends at byte {offset + done}, {len(out) - done} bytes are missing"
+            )
         done += count
 
 
@@ -178,4 +184,6 @@ def _check_index(path: Path, entries: Mapping[str, Entry]) -> None:
         raise CheckpointError(f"{index}: expected an index with a weight_map, got {error}") from None
     missing = sorted(promised - entries.keys())
     if missing:
-        raise CheckpointError(f"{path}: the index names {missing[0]} and {len(missing) - 1} more, no shard has it")
+        raise CheckpointError(
+            f"{path}: the index names {missing[0]} and {len(missing) - 1} more, no shard has it"
+        )

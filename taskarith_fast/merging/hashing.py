@@ -24,7 +24,7 @@ class Hashes:
 
     def __init__(self, sources: Sequence[Source], enabled: bool = True) -> None:
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(max(1, min(len(sources), os.cpu_count() or 1))) if enabled else None
+        self._pool = ThreadPoolExecutor(max(1, min(len(sources), (os.cpu_count() or 1) // 2))) if enabled else None
         self._jobs = [self._pool.submit(self._hash, source) for source in sources] if self._pool else []
         self.found: list[str | None] = [UNKNOWN if enabled else None] * len(sources)
 

@@ -44,20 +44,18 @@ METHODS = {
     ),
     "ties": Method(ties, "Yadav et al. 2023, TIES-Merging", streaming=TIES_STREAMING),
     "dare": Method(dare, "Yu et al. 2024, Language models are super Mario", streaming=BY_TENSOR),
-    "dare+task_arithmetic": Method(
-        dare, "Yu et al. 2024, Language models are super Mario", streaming=BY_TENSOR
-    ),
+    "dare+task_arithmetic": Method(dare, "Yu et al. 2024, Language models are super Mario", streaming=BY_TENSOR),
     "dare+ties": Method(dare_ties, "Yu et al. 2024; Yadav et al. 2023"),
     "breadcrumbs": Method(
         breadcrumbs,
         "Davari & Belilovsky 2024, Model breadcrumbs",
         streaming=Streaming(lambda name, shape, parameters: parameters["scope"]),
     ),
-    "consensus": Method(
-        consensus, "Wang et al. 2024, Localizing task information", streaming=ELEMENTWISE
-    ),
+    "consensus": Method(consensus, "Wang et al. 2024, Localizing task information", streaming=ELEMENTWISE),
     "cart": Method(
-        cart, "Choi et al. 2024, Revisiting weight averaging for model merging", streaming=Streaming(cart_cut)
+        cart,
+        "Choi et al. 2024, Revisiting weight averaging for model merging",
+        streaming=Streaming(cart_cut, heavy=True),
     ),
 }
 
@@ -76,9 +74,7 @@ def merge_methods() -> dict[str, dict[str, Any]]:
     return {name: {"parameters": m.parameters, "paper": m.paper, "needs": m.needs} for name, m in rows.items()}
 
 
-def find_method(
-    name: str, parameters: Mapping[str, Any], table: Mapping[str, Method] | None = None
-) -> Method:
+def find_method(name: str, parameters: Mapping[str, Any], table: Mapping[str, Method] | None = None) -> Method:
     """The row called `name`, once every one of `parameters` is known to it; ArgumentError with a hint otherwise."""
     table = METHODS if table is None else table
     if name not in table:
@@ -114,7 +110,10 @@ def merge_per_task(
 
 
 def merge(
-    base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]], method: str = "task_arithmetic", **parameters: Any
+    base: Mapping[str, Tensor],
+    finetuned: Sequence[Mapping[str, Tensor]],
+    method: str = "task_arithmetic",
+    **parameters: Any,
 ) -> dict[str, Tensor]:
     """Merge fine-tuned models into one.
 

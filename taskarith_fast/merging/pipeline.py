@@ -138,7 +138,11 @@ def byte_view(tensor: Tensor) -> memoryview:
 
 
 def _read_all(
-    sources: Sequence[Source], pieces: Sequence[Piece], buffers: Buffers, ready: queue.Queue[Any], stop: threading.Event
+    sources: Sequence[Source],
+    pieces: Sequence[Piece],
+    buffers: Buffers,
+    ready: queue.Queue[Any],
+    stop: threading.Event,
 ) -> None:
     try:
         with ThreadPoolExecutor(readers()) as pool:

@@ -85,7 +85,11 @@ class Plan:
         """Raise the first problem, saying how many more there are."""
         if self.problems:
             more = len(self.problems) - 1
-            hint = f" (and {more} more problem{'s' if more > 1 else ''}: taskarith check lists all)" if more else ""
+            hint = (
+                f" (and {more} more problem{'s' if more > 1 else ''}: taskarith check lists all)"
+                if more
+                else ""
+            )
             raise type(self.problems[0])(f"{self.problems[0]}{hint}")
 
     def lines(self) -> list[str]:
@@ -158,13 +162,17 @@ def plan_merge(
 def check_output(output: Path, directory: bool, overwrite: bool) -> None:
     """Refuse an output of an unknown kind, or one that exists while `overwrite` is off."""
     if not directory and output.suffix != ".safetensors":
-        raise CheckpointError(f"{output}: the output must end in .safetensors, or be a directory without a suffix")
+        raise CheckpointError(
+            f"{output}: the output must end in .safetensors, or be a directory without a suffix"
+        )
     if directory and output.suffix == ".safetensors":
         raise CheckpointError(f"{output}: an output in shards must be a directory, not a .safetensors file")
     if output.exists() and not overwrite:
         raise CheckpointError(f"{output}: exists already; pass overwrite (--overwrite) to replace it")
     if directory and output.is_dir() and any(not _ours(p) for p in output.iterdir()):
-        raise CheckpointError(f"{output}: is a directory that holds more than a checkpoint; it will not be replaced")
+        raise CheckpointError(
+            f"{output}: is a directory that holds more than a checkpoint; it will not be replaced"
+        )
     if not directory and output.is_dir():
         raise CheckpointError(f"{output}: is a directory, expected a file to replace")
 
@@ -178,7 +186,9 @@ def parse_size(name: str, value: int | str) -> int:
     try:
         size = int(float(digits) * units[text[len(digits) :].strip()])
     except (ValueError, KeyError, OverflowError):
-        raise ArgumentError(f"{name} must be a number of bytes such as 1000000 or 5GB, got {value!r}") from None
+        raise ArgumentError(
+            f"{name} must be a number of bytes such as 1000000 or 5GB, got {value!r}"
+        ) from None
     if isinstance(value, bool) or size <= 0:
         raise ArgumentError(f"{name} must be at least one byte, got {value!r}")
     return size
@@ -206,7 +216,9 @@ def _is_directory(output: PathLike, shard_size: Any) -> bool:
 
 
 def _ours(path: Path) -> bool:
-    return path.is_file() and (path.suffix in (".safetensors", ".json", ".txt", ".model", ".md") or path.name[0] == ".")
+    return path.is_file() and (
+        path.suffix in (".safetensors", ".json", ".txt", ".model", ".md") or path.name[0] == "."
+    )
 
 
 def _check_parameters(row: Method, tasks: int, parameters: Mapping[str, Any]) -> None:
@@ -241,7 +253,10 @@ def _compare(plan: Plan) -> None:
     """Every difference in keys, shapes and dtypes is a problem."""
     base, *finetuned = (source.entries for source in plan.sources)
     for t, model in enumerate(finetuned):
-        for kind, names in (("lacks", base.keys() - model.keys()), ("has, unlike base,", model.keys() - base.keys())):
+        for kind, names in (
+            ("lacks", base.keys() - model.keys()),
+            ("has, unlike base,", model.keys() - base.keys()),
+        ):
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 listed = ", ".join(sorted(names)[:3])
@@ -259,11 +274,15 @@ def _compare(plan: Plan) -> None:
 def _compare_entry(plan: Plan, name: str, base: Entry, model: Entry, label: str) -> None:
     if model.shape != base.shape:
         plan.problems.append(
-            CheckpointError(f"{name}: shape must be {list(base.shape)} as in base, got {list(model.shape)} in {label}")
+            CheckpointError(
+                f"{name}: shape must be {list(base.shape)} as in base, got {list(model.shape)} in {label}"
+            )
         )
     if model.dtype != base.dtype and not (model.dtype in _FLOATS and base.dtype in _FLOATS):
         expected, got = TORCH_DTYPES[base.dtype], TORCH_DTYPES[model.dtype]
-        plan.problems.append(CheckpointError(f"{name}: dtype must be {expected} as in base, got {got} in {label}"))
+        plan.problems.append(
+            CheckpointError(f"{name}: dtype must be {expected} as in base, got {got} in {label}")
+        )
 
 
 def _lay_out(
@@ -298,14 +317,17 @@ def _cut(plan: Plan, row: Method, budget: int) -> None:
     """Pieces, and the memory they take: two to be read, one in the works, two to be written."""
     models = len(plan.sources)
     if row.streaming.histograms(plan.parameters):
-        plan.bins = max(1 << 12, min(_MOST_COUNTS, budget // 4 // (8 * plan.tasks)))
+        plan.bins = max(1 << 12, min(_MOST_COUNTS, budget * 3 // 8 // (8 * plan.tasks)))
     room = budget - 8 * plan.bins * plan.tasks
     extra = 0
     for name in plan.merged:
         shape = plan.entries[name].shape
         work = work_dtype(plan, name)
         inputs = sum(TORCH_DTYPES[s.entries[name].dtype].itemsize for s in plan.sources)
-        mixed = work != TORCH_DTYPES[plan.sources[0].entries[name].dtype] or len({s.entries[name].dtype for s in plan.sources}) > 1
+        mixed = (
+            work != TORCH_DTYPES[plan.sources[0].entries[name].dtype]
+            or len({s.entries[name].dtype for s in plan.sources}) > 1
+        )
         outputs = 3 * work.itemsize + (2 * TORCH_DTYPES[plan.entries[name].dtype].itemsize if mixed else 0)
         copies = 4 * models if mixed else 0
         cut = row.streaming.cut_of(name, shape, plan.parameters)
@@ -321,7 +343,9 @@ def _cut(plan: Plan, row: Method, budget: int) -> None:
     held = sum(source.resident for source in plan.sources)
     if row.streaming.cut == "model":
         held += 2 * sum(s.entries[n].nbytes for s in plan.sources for n in plan.merged)
-    plan.buffer_bytes = 2 * plan.slot_bytes + plan.large_bytes + extra + 8 * (plan.bins + 1) * plan.tasks + held
+    plan.buffer_bytes = (
+        2 * plan.slot_bytes + plan.large_bytes + extra + 8 * (plan.bins + 1) * plan.tasks + held
+    )
 
 
 def _check_space(plan: Plan) -> None:
@@ -329,7 +353,9 @@ def _check_space(plan: Plan) -> None:
     free = shutil.disk_usage(parent).free
     if free < plan.write_bytes:
         plan.problems.append(
-            CheckpointError(f"{plan.output}: needs {_size(plan.write_bytes)} of free disk, {_size(free)} are left")
+            CheckpointError(
+                f"{plan.output}: needs {_size(plan.write_bytes)} of free disk, {_size(free)} are left"
+            )
         )
 
 
@@ -338,16 +364,21 @@ def _describe(plan: Plan, row: Method) -> None:
         if source.resident:
             plan.notes.append(f"{source.path.name} is no safetensors file: its tensors are held in memory")
         for names in source.tied:
-            plan.notes.append(f"{source.path.name}: {', '.join(names)} share memory; the output holds each of them")
+            plan.notes.append(
+                f"{source.path.name}: {', '.join(names)} share memory; the output holds each of them"
+            )
     if row.streaming.cut == "model":
         plan.notes.append(f"{plan.method} looks at all tensors at once: the models are held in memory")
     if any(work_dtype(plan, n) != TORCH_DTYPES[plan.entries[n].dtype] for n in plan.merged) or any(
         len({s.entries[n].dtype for s in plan.sources}) > 1 for n in plan.merged
     ):
-        plan.notes.append("dtypes differ: the arithmetic runs in float32 and is rounded to the output's dtype")
+        plan.notes.append(
+            "dtypes differ: the arithmetic runs in float32 and is rounded to the output's dtype"
+        )
     if plan.copied:
-        plan.notes.append(f"copied from base, and checked to be equal in all models: {', '.join(plan.copied)}")
-
+        plan.notes.append(
+            f"copied from base, and checked to be equal in all models: {', '.join(plan.copied)}"
+        )
 
 
 def _resident() -> int:

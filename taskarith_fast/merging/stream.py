@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -39,13 +41,30 @@ def run_plan(plan: Plan, files: ShardWriter, *, device: torch.device, progress: 
         _merge_in_memory(plan, files, device, progress)
         return
     start = method.streaming.start
+    threads = torch.get_num_threads() if method.streaming.heavy else share_of_threads()
     passes: Passes = start(plan) if start else FunctionPasses(method.function, plan.parameters)
     reader = _Reader(plan, device, progress)
-    with torch.no_grad(), _explaining(reader), WriteBehind(files) as writer:
+    with torch.no_grad(), num_threads(threads), _explaining(reader), WriteBehind(files) as writer:
         passes.survey(reader.read)
         for pieces in (lambda: plan.pieces, passes.revise):
             for piece, tensors in reader.read(pieces(), "merging"):
                 writer.write(piece, _out(plan, piece.name, passes.merge(piece, tensors), tensors[0]))
+
+
+def share_of_threads() -> int:
+    """Threads for arithmetic beside reading, hashing and writing: idle ones that spin would take their time."""
+    return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // 2))
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Run a block on `count` of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Reader:
@@ -143,5 +162,3 @@ def _merge_in_memory(plan: Plan, files: ShardWriter, device: torch.device, progr
     merged = METHODS[plan.method].function(states[0], states[1:], **plan.parameters)
     for piece in plan.pieces:
         files.write(piece.name, 0, byte_view(_out(plan, piece.name, merged[piece.name], states[0][piece.name])))
-
-

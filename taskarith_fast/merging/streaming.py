@@ -40,12 +40,14 @@ class Streaming:
     passes: How often all tensors are read, from the parameters.
     histograms: Whether each task needs counters for a global threshold, from the parameters.
     start: Makes the passes; by default the method's function is called on each piece.
+    heavy: Whether arithmetic, and not reading, takes the time: then it runs on all threads.
     """
 
     cut: str | Callable[[str, Shape, Parameters], str] = "model"
     passes: Callable[[Parameters], int] = lambda _: 1
     histograms: Callable[[Parameters], bool] = lambda _: False
     start: Callable[[Plan], Passes] | None = None
+    heavy: bool = False
 
     def cut_of(self, name: str, shape: Shape, parameters: Parameters) -> str:
         """The finest cut that the method allows for one tensor."""

@@ -46,7 +46,10 @@ class _Search:
 
     @staticmethod
     def over(task: int, low: int, high: int, bins: int) -> _Search:
-        return _Search(task, low, high, max(0, (high - low).bit_length() - (bins.bit_length() - 1)))
+        shift = 0
+        while (high - low) >> shift >= bins:
+            shift += 1
+        return _Search(task, low, high, shift)
 
 
 def find_thresholds(
@@ -105,13 +108,15 @@ def _brackets(plan: Plan, rank: int) -> list[tuple[int, int]]:
 
 
 def _bracket(bits: Tensor, quantile: float) -> tuple[int, int]:
-    """From a sample [lines, entries]: entries of a line are alike, so the spread is that of the lines' fractions."""
+    """From a sample [lines, entries] in order: entries of a line are alike, and so are neighbouring lines, which lie
+    in equal stretches; the spread of the estimate is that of what neighbouring lines differ by."""
     size = bits.numel()
     rank = min(int(quantile * size), size - 1)
     flat = -bits.reshape(-1).clamp(max=NAN_MAGNITUDE).numpy()  # ascending: the largest magnitude first
     middle = -int(np.partition(flat, rank)[rank])
-    spread = (bits > middle).float().mean(1).std() / math.sqrt(len(bits))
-    margin = _SIGMAS * max(float(spread), 1 / size) * size + 2
+    fractions = (bits > middle).float().mean(1)
+    spread = math.sqrt(float(fractions.diff().square().mean()) / 2 / len(bits))
+    margin = _SIGMAS * max(spread, 1 / size) * size + 2
     high, low = math.floor(quantile * size - margin), math.ceil(quantile * size + margin)
     order = np.partition(flat, [max(high, 0), min(low, size - 1)])
     return -int(order[low]) if low < size else 0, -int(order[high]) if high >= 0 else NAN_MAGNITUDE
