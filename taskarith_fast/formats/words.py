@@ -13,6 +13,14 @@ from taskarith_fast.formats.layouts import Layout, split_word, without_prefix
 from taskarith_fast.formats.names import NameReport
 
 _QKV = ("q", "k", "v")
+_DIMENSIONS = {
+    **dict.fromkeys(("cls", "ls1", "ls2", "pre.weight", "post.weight"), 1),
+    **dict.fromkeys(("pos", "reg", "mask", "proj", "token"), 2),
+    **dict.fromkeys(
+        [f"{w}.weight" for w in ("qkv", "out", "fc1", "fc2", "gated_in", "gated_out", "head", "pooler")], 2
+    ),
+    "patch.weight": 4,
+}
 
 
 class Words:
@@ -46,11 +54,14 @@ class Words:
             block, index, stem = split_word(word)
             if block and stem.split(".")[0] in _QKV:
                 letter, part = stem.split(".")
-                separate.setdefault(f"blocks.{index}.qkv.{part}", {})[letter] = (name, tensor)
-                if len(separate[f"blocks.{index}.qkv.{part}"]) == 1:  # keeps the place in the order
+                parts = separate.setdefault(f"blocks.{index}.qkv.{part}", {})
+                if letter in parts:
+                    raise CheckpointError(f"{name}: a second tensor for {word}")
+                parts[letter] = (name, _checked(name, f"qkv.{part}", tensor))
+                if len(parts) == 1:  # keeps the place in the order
                     self.put(f"blocks.{index}.qkv.{part}", tensor, [name])
             else:
-                self.put(word, _plain_shape(word, tensor, layout), [name])
+                self.put(word, _checked(name, stem, _plain_shape(word, tensor, layout)), [name])
         for word, parts in separate.items():
             if len(parts) < 3:
                 raise CheckpointError(f"{next(iter(parts.values()))[0]}: its two fellows of q, k, v are missing")
@@ -115,9 +126,17 @@ def _spelled(layout: Layout, word: str, prefixed: bool) -> str:
 def _plain_shape(word: str, tensor: Tensor, layout: Layout) -> Tensor:
     if layout.batched and word in ("cls", "pos", "reg") and tensor.dim() == 3 and len(tensor) == 1:
         return tensor.reshape(-1) if word == "cls" else tensor[0]
-    if word == "proj" and layout.proj_transposed:
+    if word == "proj" and layout.proj_transposed and tensor.dim() == 2:
         return tensor.t()
     return tensor.reshape(1, -1) if word == "mask" else tensor
+
+
+def _checked(name: str, stem: str, tensor: Tensor) -> Tensor:
+    """Refuse a tensor that cannot be what its name says: the rest of the conversion relies on its dimensions."""
+    dimensions = _DIMENSIONS.get(stem, 1 if stem.endswith("bias") or "norm" in stem else None)
+    if dimensions is not None and tensor.dim() != dimensions:
+        raise CheckpointError(f"{name} must have {dimensions} dimensions, got shape {list(tensor.shape)}")
+    return tensor
 
 
 def _layout_shape(word: str, tensor: Tensor, layout: Layout) -> Tensor:

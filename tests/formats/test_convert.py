@@ -1,7 +1,11 @@
 """Names and shapes between libraries: the same features, the same bits, refusals with a reason."""
 
+import functools
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.formats.convert import convert_names
@@ -21,6 +25,11 @@ FAMILIES = {
     "dinov2": {"open_clip": models.ours, "timm": models.timm_dinov2, "hf_dinov2": models.hf_dinov2},
 }
 PAIRS = [(f, a, b) for f, members in FAMILIES.items() for a in members for b in members if a != b]
+
+
+@functools.cache
+def made(make):
+    return make().state_dict()
 
 
 @torch.no_grad()
@@ -201,6 +210,34 @@ def test_an_unknown_tensor_is_never_dropped():
     state = models.timm_vit().state_dict() | {"blocks.0.attn.q_norm.weight": torch.ones(8)}
     with pytest.raises(CheckpointError, match=r"blocks\.0\.attn\.q_norm\.weight is not a tensor of a timm model"):
         convert_names(state, target="hf_vit", drop_extra=True)
+
+
+MAKERS = [models.open_clip_model, models.timm_clip, models.timm_dinov2, models.hf_vit, models.hf_dinov2, models.ours]
+LAYOUTS = ["open_clip", "timm", "hf_clip", "hf_vit", "hf_dinov2"]
+SHAPES = st.lists(st.integers(0, 4), max_size=4)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(st.sampled_from(MAKERS), st.sampled_from(LAYOUTS), st.booleans(), st.data())
+def test_damaged_states_give_typed_errors(make, target, drop, data):
+    state = dict(made(make))
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(sorted(state)))
+        change = data.draw(st.sampled_from(["shape", "remove", "prefix", "copy"]))
+        tensor = state.pop(name)
+        if change == "shape":
+            state[name] = torch.zeros(data.draw(SHAPES))
+        elif change == "prefix":
+            state[data.draw(st.sampled_from(["vit.", "visual.", "model.", "blocks.0.", "text_model."])) + name] = tensor
+        elif change == "copy":
+            state |= {name: tensor, data.draw(st.sampled_from(["vit.", "vision_model.", "visual."])) + name: tensor}
+    try:
+        _, report = convert_names(state, target=target, text_tower="drop" if drop else "keep", drop_extra=drop)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+    else:
+        unchanged = set(state) - set(report.renamed) - set(report.dropped)
+        assert not unchanged or report.source == report.target or unchanged <= {"logit_scale"}
 
 
 @pytest.mark.parametrize(
