@@ -1,0 +1,107 @@
+"""Recipes: a merge written down in TOML.
+
+    base = "base.safetensors"
+    finetuned = ["a.safetensors", "b.safetensors"]
+    output = "merged"
+    method = "ties"
+    shard_size = "5GB"
+
+    [parameters]
+    density = 0.2
+
+Relative paths are taken from the recipe's own directory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.merging.plan import Plan, plan_merge
+
+_LONGEST = 1 << 20  # bytes: a recipe is written by hand
+
+
+class Recipe(BaseModel):
+    """The arguments of ``merge_files``; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    base: str
+    finetuned: list[str] = Field(min_length=1)
+    output: str
+    method: str = "task_arithmetic"
+    parameters: dict[str, Any] = {}
+    dtype: str | None = None
+    shard_size: int | str | None = None
+    memory: int | str | None = None
+    device: str = "cpu"
+    overwrite: bool = False
+    hash_inputs: bool = True
+    card: bool = True
+
+    def arguments(self, folder: Path) -> dict[str, Any]:
+        """Keyword arguments of ``merge_files``, paths taken from `folder`."""
+        fields = self.model_dump(exclude={"base", "finetuned", "output", "parameters"})
+        places = {"base": folder / self.base, "finetuned": [folder / p for p in self.finetuned]}
+        return {**fields, **self.parameters, **places, "output": str(folder / self.output) + _slash(self.output)}
+
+
+def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a recipe into the keyword arguments of ``merge_files``.
+
+    Raises:
+        ArgumentError: If it is no TOML, lacks a key, or has one that is not known or of the wrong type.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > _LONGEST:
+        raise ArgumentError(f"{path}: expected a recipe of at most {_LONGEST} bytes, got {len(data)}")
+    try:
+        recipe = Recipe.model_validate(_parse_toml(data.decode("utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        hint = f"; known keys: {', '.join(Recipe.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise ArgumentError(f"{path}: {where}: {first['msg'].lower()}{hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"{path}: no valid TOML ({str(error).splitlines()[0]})") from None
+    both = Recipe.model_fields.keys() & recipe.parameters.keys()
+    if both:
+        raise ArgumentError(f"{path}: {sorted(both)[0]} is no parameter of a method; write it above [parameters]")
+    return recipe.arguments(path.parent)
+
+
+def check_recipe(path: str | os.PathLike[str]) -> Plan:
+    """Plan the merge of a recipe from headers alone; its `problems` say all that is wrong with it.
+
+    Raises:
+        ArgumentError: If the recipe itself cannot be read.
+    """
+    arguments = read_recipe(path)
+    for name in ("device", "card"):
+        arguments.pop(name)
+    return plan_merge(**arguments)
+
+
+def _slash(output: str) -> str:
+    return os.sep if output.endswith("/") else ""
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        try:
+            import tomli as tomllib
+        except ImportError:
+            raise ArgumentError("recipes need Python 3.11, or the package tomli") from None
+    return tomllib.loads(text)
