@@ -91,7 +91,7 @@ def payloads(canary: str) -> dict[str, bytes]:
         "doubling_tuple_as_key": b"}(" + b")" + b"2\x86" * 60 + b"N" + b"u",
         "doubling_tuple": b")" + b"2\x86" * 200,
         "huge_integer": number(1 << 40_000),
-        "nested_lists": b"]" * 100_000 + b"a" * 99_999,
+        "nested_lists": b"]" * 20_000 + b"a" * 19_999,
         "text_integer": b"I" + b"9" * 4000 + b"\n",
     }
 

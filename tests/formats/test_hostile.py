@@ -68,6 +68,9 @@ def test_what_wants_to_run_is_refused_in_place_of_a_tensor(label, tmp_path):
     refused(tmp_path / "file.pt", archive(module(dct({"w": PAYLOADS[label]}))))
 
 
+SLOW = ("too_many_opcodes", "exponential_modules", "argument_list_reused")
+
+
 @pytest.mark.parametrize("label", PICKLES)
 @pytest.mark.parametrize("container", [archive, legacy])
 def test_malformed_lying_and_endless_pickles_are_refused(label, container, tmp_path):
@@ -78,6 +81,8 @@ def test_malformed_lying_and_endless_pickles_are_refused(label, container, tmp_p
         "storage_huge",
     ):
         pytest.skip("a legacy file has no member of that name to hold the claim against")
+    if container is legacy and label in SLOW:
+        pytest.skip("the same machine reads it, and it takes a second or two")
     refused(tmp_path / "file.pt", container(PICKLES[label]))
 
 
