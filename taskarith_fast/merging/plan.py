@@ -15,6 +15,7 @@ from taskarith_fast.checkpoint.header import Entry
 from taskarith_fast.checkpoint.shards import split_shards
 from taskarith_fast.checkpoint.sources import TORCH_DTYPES, Source, open_source
 from taskarith_fast.errors import ArgumentError, CheckpointError, TaskarithError
+from taskarith_fast.merging.checks import FLOATS, check_output, differences, is_directory, parse_size
 from taskarith_fast.merging.estimate import estimate_seconds
 from taskarith_fast.merging.methods import Method, find_method
 from taskarith_fast.merging.pieces import Piece, cut_tensor
@@ -22,7 +23,6 @@ from taskarith_fast.merging.pipeline import loaded_bytes
 
 PathLike = str | os.PathLike[str]
 DEFAULT_MEMORY = 256 << 20
-_FLOATS = ("F32", "BF16", "F16")
 _MOST_COUNTS = 1 << 20  # bins of a histogram
 _HEADER_ROOM = 1 << 16  # bytes of header and metadata of a file, about
 
@@ -85,11 +85,7 @@ class Plan:
         """Raise the first problem, saying how many more there are."""
         if self.problems:
             more = len(self.problems) - 1
-            hint = (
-                f" (and {more} more problem{'s' if more > 1 else ''}: taskarith check lists all)"
-                if more
-                else ""
-            )
+            hint = f" (and {more} more problem{'s' if more > 1 else ''}: taskarith check lists all)" if more else ""
             raise type(self.problems[0])(f"{self.problems[0]}{hint}")
 
     def lines(self) -> list[str]:
@@ -138,7 +134,7 @@ def plan_merge(
     Returns:
         The plan; its `problems` are empty if the merge can run.
     """
-    plan = Plan(method, dict(parameters), Path(output), _is_directory(output, shard_size))
+    plan = Plan(method, dict(parameters), Path(output), is_directory(output, shard_size))
     with _collecting(plan):
         row = find_method(method, parameters)
         plan.parameters = {**row.parameters, **parameters}
@@ -152,46 +148,11 @@ def plan_merge(
         if not finetuned:
             raise ArgumentError("finetuned must name at least one checkpoint, got none")
         _open(plan, [base, *finetuned])
-        if not plan.problems:
-            _compare(plan)
+        if plan.sources:
+            plan.problems += differences(plan.sources)
         if not plan.problems:
             _lay_out(plan, row, out, limit, budget, hash_inputs)
     return plan
-
-
-def check_output(output: Path, directory: bool, overwrite: bool) -> None:
-    """Refuse an output of an unknown kind, or one that exists while `overwrite` is off."""
-    if not directory and output.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{output}: the output must end in .safetensors, or be a directory without a suffix"
-        )
-    if directory and output.suffix == ".safetensors":
-        raise CheckpointError(f"{output}: an output in shards must be a directory, not a .safetensors file")
-    if output.exists() and not overwrite:
-        raise CheckpointError(f"{output}: exists already; pass overwrite (--overwrite) to replace it")
-    if directory and output.is_dir() and any(not _ours(p) for p in output.iterdir()):
-        raise CheckpointError(
-            f"{output}: is a directory that holds more than a checkpoint; it will not be replaced"
-        )
-    if not directory and output.is_dir():
-        raise CheckpointError(f"{output}: is a directory, expected a file to replace")
-
-
-def parse_size(name: str, value: int | str) -> int:
-    """Bytes, from a number or words like "256MB" or "5 GiB"; ArgumentError otherwise."""
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-             "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-    text = str(value).strip().upper()
-    digits = text.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ ")
-    try:
-        size = int(float(digits) * units[text[len(digits) :].strip()])
-    except (ValueError, KeyError, OverflowError):
-        raise ArgumentError(
-            f"{name} must be a number of bytes such as 1000000 or 5GB, got {value!r}"
-        ) from None
-    if isinstance(value, bool) or size <= 0:
-        raise ArgumentError(f"{name} must be at least one byte, got {value!r}")
-    return size
 
 
 class _collecting:
@@ -210,17 +171,6 @@ class _collecting:
         return False
 
 
-def _is_directory(output: PathLike, shard_size: Any) -> bool:
-    path = Path(output)
-    return shard_size is not None or str(output).endswith(os.sep) or (path.suffix == "" or path.is_dir())
-
-
-def _ours(path: Path) -> bool:
-    return path.is_file() and (
-        path.suffix in (".safetensors", ".json", ".txt", ".model", ".md") or path.name[0] == "."
-    )
-
-
 def _check_parameters(row: Method, tasks: int, parameters: Mapping[str, Any]) -> None:
     """Let the method itself look at its parameters, on a model of one weight."""
     if row.needs != "weights only":
@@ -228,7 +178,9 @@ def _check_parameters(row: Method, tasks: int, parameters: Mapping[str, Any]) ->
     one = {"x": torch.zeros(1)}
     try:
         row.function(one, [one] * max(tasks, 1), **parameters)
-    except (TypeError, AttributeError) as error:
+    except TaskarithError:
+        raise
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArgumentError(f"a parameter has a value of the wrong type: {error}") from None
 
 
@@ -249,48 +201,10 @@ def _open(plan: Plan, paths: Sequence[PathLike]) -> None:
         plan.sources = sources
 
 
-def _compare(plan: Plan) -> None:
-    """Every difference in keys, shapes and dtypes is a problem."""
-    base, *finetuned = (source.entries for source in plan.sources)
-    for t, model in enumerate(finetuned):
-        for kind, names in (
-            ("lacks", base.keys() - model.keys()),
-            ("has, unlike base,", model.keys() - base.keys()),
-        ):
-            if names:
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                listed = ", ".join(sorted(names)[:3])
-                text = f"finetuned[{t}] {kind} {listed}{more}; all models must have the same tensors"
-                plan.problems.append(CheckpointError(text))
-        for name in sorted(base.keys() & model.keys()):
-            _compare_entry(plan, name, base[name], model[name], f"finetuned[{t}]")
-    for name, entry in sorted(base.items()):
-        if TORCH_DTYPES[entry.dtype].is_floating_point and entry.dtype not in _FLOATS:
-            found = TORCH_DTYPES[entry.dtype]
-            text = f"{name}: dtype must be float32, bfloat16 or float16 to be merged, got {found}"
-            plan.problems.append(CheckpointError(text))
-
-
-def _compare_entry(plan: Plan, name: str, base: Entry, model: Entry, label: str) -> None:
-    if model.shape != base.shape:
-        plan.problems.append(
-            CheckpointError(
-                f"{name}: shape must be {list(base.shape)} as in base, got {list(model.shape)} in {label}"
-            )
-        )
-    if model.dtype != base.dtype and not (model.dtype in _FLOATS and base.dtype in _FLOATS):
-        expected, got = TORCH_DTYPES[base.dtype], TORCH_DTYPES[model.dtype]
-        plan.problems.append(
-            CheckpointError(f"{name}: dtype must be {expected} as in base, got {got} in {label}")
-        )
-
-
-def _lay_out(
-    plan: Plan, row: Method, out: str | None, shard_size: int | None, budget: int, hash_inputs: bool
-) -> None:
+def _lay_out(plan: Plan, row: Method, out: str | None, shard_size: int | None, budget: int, hash_inputs: bool) -> None:
     base = plan.sources[0].entries
-    plan.merged = tuple(sorted(name for name in base if base[name].dtype in _FLOATS))
-    plan.copied = tuple(name for name in base if base[name].dtype not in _FLOATS)
+    plan.merged = tuple(sorted(name for name in base if base[name].dtype in FLOATS))
+    plan.copied = tuple(name for name in base if base[name].dtype not in FLOATS)
     floats = set(plan.merged)
     plan.entries = {n: Entry(out if out and n in floats else e.dtype, e.shape) for n, e in base.items()}
     plan.shards = split_shards(plan.entries, shard_size)
@@ -343,9 +257,7 @@ def _cut(plan: Plan, row: Method, budget: int) -> None:
     held = sum(source.resident for source in plan.sources)
     if row.streaming.cut == "model":
         held += 2 * sum(s.entries[n].nbytes for s in plan.sources for n in plan.merged)
-    plan.buffer_bytes = (
-        2 * plan.slot_bytes + plan.large_bytes + extra + 8 * (plan.bins + 1) * plan.tasks + held
-    )
+    plan.buffer_bytes = 2 * plan.slot_bytes + plan.large_bytes + extra + 8 * (plan.bins + 1) * plan.tasks + held
 
 
 def _check_space(plan: Plan) -> None:
@@ -353,9 +265,7 @@ def _check_space(plan: Plan) -> None:
     free = shutil.disk_usage(parent).free
     if free < plan.write_bytes:
         plan.problems.append(
-            CheckpointError(
-                f"{plan.output}: needs {_size(plan.write_bytes)} of free disk, {_size(free)} are left"
-            )
+            CheckpointError(f"{plan.output}: needs {_size(plan.write_bytes)} of free disk, {_size(free)} are left")
         )
 
 
@@ -364,21 +274,15 @@ def _describe(plan: Plan, row: Method) -> None:
         if source.resident:
             plan.notes.append(f"{source.path.name} is no safetensors file: its tensors are held in memory")
         for names in source.tied:
-            plan.notes.append(
-                f"{source.path.name}: {', '.join(names)} share memory; the output holds each of them"
-            )
+            plan.notes.append(f"{source.path.name}: {', '.join(names)} share memory; the output holds each of them")
     if row.streaming.cut == "model":
         plan.notes.append(f"{plan.method} looks at all tensors at once: the models are held in memory")
     if any(work_dtype(plan, n) != TORCH_DTYPES[plan.entries[n].dtype] for n in plan.merged) or any(
         len({s.entries[n].dtype for s in plan.sources}) > 1 for n in plan.merged
     ):
-        plan.notes.append(
-            "dtypes differ: the arithmetic runs in float32 and is rounded to the output's dtype"
-        )
+        plan.notes.append("dtypes differ: the arithmetic runs in float32 and is rounded to the output's dtype")
     if plan.copied:
-        plan.notes.append(
-            f"copied from base, and checked to be equal in all models: {', '.join(plan.copied)}"
-        )
+        plan.notes.append(f"copied from base, and checked to be equal in all models: {', '.join(plan.copied)}")
 
 
 def _resident() -> int:
