@@ -47,7 +47,7 @@ def test_memory_does_not_grow_with_the_number_of_tasks(tmp_path):
         for t in (2, 20)
         for method in ("average", "ties")
     ]
-    assert all(6e6 < plan.buffer_bytes <= 8.8e6 for plan in plans), [plan.buffer_bytes for plan in plans]
+    assert all(5e6 < plan.buffer_bytes <= 8.4e6 for plan in plans), [plan.buffer_bytes for plan in plans]
 
 
 def test_every_problem_is_listed(paths, tmp_path):
