@@ -12,8 +12,9 @@ inline int64_t check_count_magnitudes(const Tensor& counts, const Tensor& base, 
                                       const std::vector<int64_t>& shift) {
   const int64_t tasks = check_task_lists("count_magnitudes_", {base}, finetuned);
   STD_TORCH_CHECK(counts.dim() == 2 && counts.size(0) == tasks && counts.size(1) > 1 &&
-                      counts.scalar_type() == ScalarType::Long && counts.is_contiguous(),
-                  "count_magnitudes_: counts must be contiguous int64 of shape [T=", tasks, ", bins + 1]");
+                      (counts.scalar_type() == ScalarType::Long || counts.scalar_type() == ScalarType::Int) &&
+                      counts.is_contiguous(),
+                  "count_magnitudes_: counts must be contiguous int64 or int32 of shape [T=", tasks, ", bins + 1]");
   const int64_t bins = counts.size(1) - 1, limit = kNan;
   for (const auto* list : {&low, &high, &shift})
     STD_TORCH_CHECK(static_cast<int64_t>(list->size()) == tasks,

@@ -20,9 +20,10 @@ from taskarith_fast.merging.estimate import estimate_seconds
 from taskarith_fast.merging.methods import Method, find_method
 from taskarith_fast.merging.pieces import Piece, cut_tensor
 from taskarith_fast.merging.pipeline import loaded_bytes
+from taskarith_fast.merging.ties_threshold import count_dtype
 
 PathLike = str | os.PathLike[str]
-DEFAULT_MEMORY = 256 << 20
+DEFAULT_MEMORY = 96 << 20
 _MOST_COUNTS = 1 << 20  # bins of a histogram
 _HEADER_ROOM = 1 << 16  # bytes of header and metadata of a file, about
 
@@ -230,9 +231,10 @@ def work_dtype(plan: Plan, name: str) -> torch.dtype:
 def _cut(plan: Plan, row: Method, budget: int) -> None:
     """Pieces, and the memory they take: two to be read, one in the works, two to be written."""
     models = len(plan.sources)
+    counter = count_dtype(sum(plan.entries[name].numel for name in plan.merged)).itemsize
     if row.streaming.histograms(plan.parameters):
-        plan.bins = max(1 << 12, min(_MOST_COUNTS, budget * 3 // 8 // (8 * plan.tasks)))
-    room = budget - 8 * plan.bins * plan.tasks
+        plan.bins = max(1 << 12, min(_MOST_COUNTS, budget * 3 // 8 // (counter * plan.tasks)))
+    room = budget - counter * plan.bins * plan.tasks
     extra = 0
     for name in plan.merged:
         shape = plan.entries[name].shape
@@ -257,7 +259,7 @@ def _cut(plan: Plan, row: Method, budget: int) -> None:
     held = sum(source.resident for source in plan.sources)
     if row.streaming.cut == "model":
         held += 2 * sum(s.entries[n].nbytes for s in plan.sources for n in plan.merged)
-    plan.buffer_bytes = 2 * plan.slot_bytes + plan.large_bytes + extra + 8 * (plan.bins + 1) * plan.tasks + held
+    plan.buffer_bytes = 2 * plan.slot_bytes + plan.large_bytes + extra + counter * (plan.bins + 1) * plan.tasks + held
 
 
 def _check_space(plan: Plan) -> None:

@@ -64,11 +64,12 @@ def find_thresholds(
     """
     if rank == 0:
         return [Threshold(0x7F800000, 0, 0)] * plan.tasks
+    numel = sum(piece.numel for piece in plan.pieces)
     searches = [_Search.over(t, *bracket, plan.bins) for t, bracket in enumerate(_brackets(plan, rank))]
     found: dict[int, Threshold] = {}
     while searches:
         width = max((s.high - s.low) >> s.shift for s in searches) + 1
-        counts = torch.zeros(len(searches), width + 1, dtype=torch.int64)
+        counts = torch.zeros(len(searches), width + 1, dtype=count_dtype(numel))
         for _, (base, *models) in read("thresholds"):
             counts = counts.to(base.device)
             brackets = ([s.low for s in searches], [s.high for s in searches], [s.shift for s in searches])
@@ -77,6 +78,11 @@ def find_thresholds(
         found.update((s.task, x) for s, x in zip(searches, after, strict=True) if isinstance(x, Threshold))
         searches = [x for x in after if isinstance(x, _Search)]
     return [found[t] for t in range(plan.tasks)]
+
+
+def count_dtype(numel: int) -> torch.dtype:
+    """The smallest integers that count so many entries."""
+    return torch.int32 if numel < 2**31 else torch.int64
 
 
 def _narrow(search: _Search, counts: Tensor, rank: int, bins: int) -> Threshold | _Search:
@@ -128,9 +134,7 @@ def _sample_lines(plan: Plan, numel: int) -> list[tuple[str, int]]:
     count = min(_LINES, numel // (4 * _LINE))
     if count < _FEW:
         return []
-    places = (
-        (torch.arange(count) + torch.rand(count, generator=generator).double()) * (numel / count)
-    ).long()
+    places = ((torch.arange(count) + torch.rand(count, generator=generator).double()) * (numel / count)).long()
     lines, start, i = [], 0, 0
     places_list = places.tolist()
     for name in plan.merged:
@@ -152,8 +156,7 @@ def _read_lines(source: Source, lines: Sequence[tuple[str, int]]) -> Tensor:
         data = memoryview(bytearray(len(chosen) * _LINE * kind.itemsize))
         step = _LINE * kind.itemsize
         source.read_many(
-            (lines[i][0], lines[i][1] * kind.itemsize, data[j * step : (j + 1) * step])
-            for j, i in enumerate(chosen)
+            (lines[i][0], lines[i][1] * kind.itemsize, data[j * step : (j + 1) * step]) for j, i in enumerate(chosen)
         )
         out[chosen] = torch.frombuffer(data, dtype=kind).reshape(-1, _LINE).float()
     return out

@@ -31,7 +31,7 @@ def count_magnitudes_reference(
         bits = magnitude_bits(model, base)
         inside = bits[(bits >= low[t]) & (bits <= high[t])]
         bins = (inside - low[t]).long() >> shift[t]
-        counts[t].index_add_(0, bins, torch.ones_like(bins))
+        counts[t].index_add_(0, bins, torch.ones_like(bins, dtype=counts.dtype))
         counts[t, -1] += (bits > high[t]).sum()
 
 
@@ -57,7 +57,8 @@ def count_magnitudes_(
     """Add the magnitudes of T task deltas to T histograms.
 
     Args:
-        counts: Shape [T, bins + 1], int64, contiguous; changed in place. The last column counts what is above.
+        counts: Shape [T, bins + 1], int64, or int32 for fewer than 2^31 entries, contiguous; changed in place. The
+            last column counts what is above.
         base: One tensor of any shape, float32, bfloat16 or float16.
         finetuned: T tensors like `base`.
         low: Magnitude bits of each bracket's lower end, between 0 and those of NaN (0x7F800001).
@@ -74,9 +75,10 @@ def count_magnitudes_(
     """
     tasks, bins = len(finetuned), counts.shape[-1] - 1
     check_lists([base], [[model] for model in finetuned])
-    if counts.dim() != 2 or counts.shape[0] != tasks or bins < 1 or counts.dtype != torch.int64:
+    kinds = (torch.int64, torch.int32)
+    if counts.dim() != 2 or counts.shape[0] != tasks or bins < 1 or counts.dtype not in kinds:
         raise ArgumentError(
-            f"counts must be int64 of shape [T={tasks}, bins + 1], got {counts.dtype} {list(counts.shape)}"
+            f"counts must be int64 or int32 of shape [T={tasks}, bins + 1], got {counts.dtype} {list(counts.shape)}"
         )
     if not len(low) == len(high) == len(shift) == tasks:
         raise ArgumentError(

@@ -9,14 +9,17 @@ namespace {
 constexpr int64_t kBlock = 16384;  // elements a work item
 constexpr int64_t kStrip = 2048;   // the base stays in the first-level cache while the tasks pass over it
 
+template <class Count>
 struct Histogram {
   Bracket bracket;
   int shift;
-  int64_t* counts;  // [bins + 1]
+  Count* counts;  // [bins + 1]
   int64_t bins;
 
   // Integers: the order of the additions does not show.
-  void add(int64_t column, int64_t n) const { __atomic_fetch_add(counts + column, n, __ATOMIC_RELAXED); }
+  void add(int64_t column, int64_t n) const {
+    __atomic_fetch_add(counts + column, static_cast<Count>(n), __ATOMIC_RELAXED);
+  }
 
   void add(const BracketCounts& seen, const uint32_t* inside, int64_t found) const {
     const auto [low, high] = bracket;
@@ -27,15 +30,12 @@ struct Histogram {
   }
 };
 
-void count_magnitudes_cpu(Tensor counts, Tensor base, TensorList finetuned, std::vector<int64_t> low,
-                          std::vector<int64_t> high, std::vector<int64_t> shift) {
-  const int64_t bins = check_count_magnitudes(counts, base, finetuned, low, high, shift);
-  base = torch::stable::contiguous(base);
-  finetuned = contiguous(finetuned);
+template <class Count>
+void count_all(Count* table, int64_t bins, const Tensor& base, const TensorList& finetuned,
+               const std::vector<int64_t>& low, const std::vector<int64_t>& high, const std::vector<int64_t>& shift) {
   const ScalarType type = base.scalar_type();
   const void* start = base.const_data_ptr();
-  int64_t* table = counts.mutable_data_ptr<int64_t>();
-  std::vector<Histogram> histograms;
+  std::vector<Histogram<Count>> histograms;
   std::vector<const void*> tasks;
   for (size_t t = 0; t < finetuned.size(); ++t) {
     const Bracket bracket{static_cast<uint32_t>(low[t]), static_cast<uint32_t>(high[t])};
@@ -58,6 +58,17 @@ void count_magnitudes_cpu(Tensor counts, Tensor base, TensorList finetuned, std:
         }
       }
   });
+}
+
+void count_magnitudes_cpu(Tensor counts, Tensor base, TensorList finetuned, std::vector<int64_t> low,
+                          std::vector<int64_t> high, std::vector<int64_t> shift) {
+  const int64_t bins = check_count_magnitudes(counts, base, finetuned, low, high, shift);
+  base = torch::stable::contiguous(base);
+  finetuned = contiguous(finetuned);
+  if (counts.scalar_type() == ScalarType::Int)
+    count_all(counts.mutable_data_ptr<int32_t>(), bins, base, finetuned, low, high, shift);
+  else
+    count_all(counts.mutable_data_ptr<int64_t>(), bins, base, finetuned, low, high, shift);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(taskarith, CPU, m) { m.impl("count_magnitudes_", TORCH_BOX(&count_magnitudes_cpu)); }
