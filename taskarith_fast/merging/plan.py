@@ -23,7 +23,7 @@ from taskarith_fast.merging.pipeline import loaded_bytes
 from taskarith_fast.merging.ties_threshold import count_dtype
 
 PathLike = str | os.PathLike[str]
-DEFAULT_MEMORY = 96 << 20
+DEFAULT_MEMORY = 80 << 20
 _MOST_COUNTS = 1 << 20  # bins of a histogram
 _HEADER_ROOM = 1 << 16  # bytes of header and metadata of a file, about
 
@@ -233,7 +233,7 @@ def _cut(plan: Plan, row: Method, budget: int) -> None:
     models = len(plan.sources)
     counter = count_dtype(sum(plan.entries[name].numel for name in plan.merged)).itemsize
     if row.streaming.histograms(plan.parameters):
-        plan.bins = max(1 << 12, min(_MOST_COUNTS, budget * 3 // 8 // (counter * plan.tasks)))
+        plan.bins = max(1 << 12, min(_MOST_COUNTS, budget // 2 // (counter * plan.tasks)))
     room = budget - counter * plan.bins * plan.tasks
     extra = 0
     for name in plan.merged:
