@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 export HF_HUB_OFFLINE ?= 1
+# Two workers of one thread each: most tests are short, and idle threads that spin slow the others down. Tests of
+# threading set their own number.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
 
 help:  ## Show these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -30,11 +33,11 @@ demo: install  ## Fine-tune, merge and evaluate on seven real tasks; writes demo
 	$(BIN)/taskarith demo --out demo
 
 test: install  ## Run the tests (at most 10 minutes)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: install lint  ## The slower suites: lint, slow tests, every operator on the reference alone
-	$(BIN)/python -m pytest -m slow
-	TASKARITH_BACKEND=reference $(BIN)/python -m pytest tests/ops tests/merging -m "not slow"
+	$(PYTEST) -m slow
+	TASKARITH_BACKEND=reference $(PYTEST) tests/ops tests/merging -m "not slow"
 
 lint: install  ## ruff, mypy and clang-format, all offline
 	$(BIN)/ruff check .
