@@ -94,7 +94,8 @@ def main() -> None:
     for _ in range(args.runs):
         for tasks in args.tasks:
             for hashed in (False, True):
-                job = {"models": [str(p) for p in models[: tasks + 1]], "output": str(models[0].parent / "out.safetensors"),
+                job = {"models": [str(p) for p in models[: tasks + 1]],
+                       "output": str(models[0].parent / "out.safetensors"),
                        "method": args.method, "hash": hashed, "memory": args.memory}  # fmt: skip
                 out = subprocess.check_output([sys.executable, "-c", _RUN, json.dumps(job)], text=True)
                 found = {k: round(v, 2) for k, v in json.loads(out).items()}
