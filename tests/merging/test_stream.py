@@ -97,7 +97,7 @@ def _models(draw):
     return states, draw(st.integers(1, 3))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     case=_models(),
     method=st.sampled_from(["average", "task_arithmetic", "ties"]),
