@@ -76,7 +76,8 @@ class FileSource:
 
     def __init__(self, path: Path, files: tuple[Path, ...]) -> None:
         self.path, self.files = path, files
-        self.entries: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
+        self.entries: Mapping[str, Entry] = entries
         self.metadata: dict[str, str] = {}
         self._file: dict[str, Path] = {}
         self._stamps: dict[Path, tuple[int, ...]] = {}
@@ -86,10 +87,8 @@ class FileSource:
             self.metadata.update(header.metadata)
             for name, entry in header.entries.items():
                 if name in self.entries:
-                    raise CheckpointError(
-                        f"{path}: {name} is in both {self._file[name].name} and {file.name}"
-                    )
-                self.entries[name], self._file[name] = entry, file
+                    raise CheckpointError(f"{path}: {name} is in both {self._file[name].name} and {file.name}")
+                entries[name], self._file[name] = entry, file
         _check_index(path, self.entries)
         tied = check_tied(read_tied(self.metadata), self.entries)
         for name, first in tied.items():
@@ -115,14 +114,17 @@ class StateSource:
     """Tensors that are in memory already, such as those of a PyTorch file."""
 
     def __init__(self, path: Path, state: Mapping[str, Tensor]) -> None:
-        self.path, self.files = path, (path,)
+        self.path = path
+        self.files: tuple[Path, ...] = (path,)
         self._state = {name: tensor.detach() for name, tensor in state.items()}
         for name, tensor in self._state.items():
             if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
                 raise CheckpointError(
                     f"{path}: {name} is {tensor.dtype} {tensor.layout}, which safetensors cannot hold"
                 )
-        self.entries = {k: Entry(DTYPE_NAMES[v.dtype], tuple(v.shape)) for k, v in self._state.items()}
+        self.entries: Mapping[str, Entry] = {
+            k: Entry(DTYPE_NAMES[v.dtype], tuple(v.shape)) for k, v in self._state.items()
+        }
         self.resident = sum(entry.nbytes for entry in self.entries.values())
         groups: dict[int, list[str]] = {}
         for name, tensor in self._state.items():
@@ -157,9 +159,7 @@ def fill(descriptor: int, offset: int, out: memoryview, file: Path) -> None:
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
         if count == 0:
-            raise CheckpointError(
-                f"{file}: the file ends at byte {offset + done}, {len(out) - done} bytes are missing"
-            )
+            raise CheckpointError(f"{file}: the file ends at byte {offset + done}, {len(out) - done} bytes are missing")
         done += count
 
 
@@ -184,6 +184,4 @@ def _check_index(path: Path, entries: Mapping[str, Entry]) -> None:
         raise CheckpointError(f"{index}: expected an index with a weight_map, got {error}") from None
     missing = sorted(promised - entries.keys())
     if missing:
-        raise CheckpointError(
-            f"{path}: the index names {missing[0]} and {len(missing) - 1} more, no shard has it"
-        )
+        raise CheckpointError(f"{path}: the index names {missing[0]} and {len(missing) - 1} more, no shard has it")

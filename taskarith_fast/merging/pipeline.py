@@ -134,7 +134,7 @@ class WriteBehind:
 def byte_view(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor."""
     flat = tensor.detach().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
 
 
 def _read_all(
