@@ -40,15 +40,16 @@ def weighted_sum(layers: list[tuple[int, ...]], tasks: int) -> Contest:
 
 def ties(layers: list[tuple[int, ...]], tasks: int) -> Contest:
     """TIES at density 0.2: thresholds and merge, in memory. The floor reads every model twice and writes once."""
-    base, finetuned = shapes.models(layers, tasks)
-    numel = sum(b.numel() for b in base)
+    arrays = shapes.flat_models(layers, tasks)
+    base, *finetuned = (shapes.split(x, layers) for x in arrays)
+    numel = arrays[0].numel()
     kept = int(0.2 * numel)
+    flat = [x.numpy() for x in arrays]
 
     def ours() -> list[Tensor]:
         thresholds, cutoffs = ops.kth_magnitude(base, finetuned, kept)
         return ops.ties_merge(base, finetuned, thresholds, cutoffs)
 
-    flat = [torch.cat([x.flatten() for x in model]).numpy() for model in (base, *finetuned)]
     return Contest(
         ours={"taskarith_fast": ours},
         baselines={

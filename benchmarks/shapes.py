@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,20 @@ def vit_b32_matrices(layers: int) -> list[tuple[int, int]]:
 
 def models(shapes: list[tuple[int, ...]], tasks: int, seed: int = 0) -> tuple[list[Tensor], list[list[Tensor]]]:
     """A base and `tasks` fine-tuned models: weights N(0, 0.02), deltas N(0, 1e-3), float32."""
-    generator = torch.Generator().manual_seed(seed)
-    base = [torch.randn(s, generator=generator).mul_(0.02) for s in shapes]
-    finetuned = [[b + torch.randn(b.shape, generator=generator).mul_(1e-3) for b in base] for _ in range(tasks)]
+    flat = flat_models(shapes, tasks, seed)
+    base, *finetuned = (split(x, shapes) for x in flat)
     return base, finetuned
+
+
+def flat_models(shapes: list[tuple[int, ...]], tasks: int, seed: int = 0) -> list[Tensor]:
+    """The base and the fine-tuned models of `models`, each as one flat tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    size = sum(math.prod(s) for s in shapes)
+    base = torch.randn(size, generator=generator).mul_(0.02)
+    return [base, *(torch.randn(size, generator=generator).mul_(1e-3).add_(base) for _ in range(tasks))]
+
+
+def split(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """Views of `flat`, one a shape."""
+    parts = flat.split([math.prod(s) for s in shapes])
+    return [part.view(s) for part, s in zip(parts, shapes, strict=True)]
