@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from benchmarks import loop_cases, op_cases, shapes
+from benchmarks import loop_cases, op_cases, shapes, stream_cases
 from benchmarks.contest import Contest
 
 
@@ -50,12 +50,6 @@ CASES = [
     ),
     Case("lowrank_sum/spiked_block_x8", "lowrank_sum", lambda: op_cases.lowrank_sum("spiked"), {"torch.linalg.svd": 8}),
     Case("lowrank_sum/steep_block_x8", "lowrank_sum", lambda: op_cases.lowrank_sum("steep"), {"torch.linalg.svd": 8}),
-    Case(
-        "lowrank_sum/clustered_block_x8",
-        "lowrank_sum",
-        lambda: op_cases.lowrank_sum("clustered"),
-        bars={"torch.linalg.svd": 8},
-    ),
     Case("dare/vit_b32x8", "dare", op_cases.dare, bars={"published recipe (torch)": 8}),
     Case("breadcrumbs/vit_b32x8", "breadcrumbs", op_cases.breadcrumbs, bars={"published recipe (torch)": 8}),
     Case("tall_mask/vit_b32x8", "tall_mask", op_cases.tall_mask, bars={"published recipe (torch)": 4}),
@@ -66,6 +60,8 @@ CASES = [
         op_cases.weighted_sum_backward,
         bars={"autograd through stacked task vectors": 5},
     ),
+    Case("merge_files/ties_vit_b32x8", "ties_merge_part", lambda: stream_cases.merge_files("ties", 8)),
+    Case("merge_files/average_vit_b32x8", "weighted_sum", lambda: stream_cases.merge_files("average", 8)),
     Case("cart_grid/vit_b32_block_x8", "lowrank_sum", loop_cases.cart_grid),
     Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
 ]
