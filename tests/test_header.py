@@ -49,7 +49,8 @@ def test_what_is_laid_out_is_read_by_the_library(tmp_path):
     "change",
     [
         {"dtype": "F31"}, {"dtype": 3}, {"shape": [-3, -2]}, {"shape": [3.0, 2]}, {"shape": [True, 6]}, {"shape": "32"},
-        {"shape": [2**63, 2]}, {"shape": [3, 3]}, {"data_offsets": [0, 23]}, {"data_offsets": [24, 0]}, {"data_offsets": [4, 28]},
+        {"shape": [2**63, 2]}, {"shape": [3, 3]}, {"data_offsets": [0, 23]}, {"data_offsets": [24, 0]},
+        {"data_offsets": [4, 28]},
         {"data_offsets": [0, 24, 48]}, {"data_offsets": None}, {"extra": 1}, {"shape": None},
     ],
     ids=str,
@@ -65,7 +66,8 @@ def test_an_entry_that_is_not_what_the_format_asks_for_is_refused(change):
     "text",
     [
         b"[]", b"{", b"\xff\xfe", b'{"a": NaN}', b'{"a":1,"a":2}', b"[" * 100_000, b'{"__metadata__": {"a": 1}}',
-        b'{"__metadata__": []}', b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b'{"__metadata__": []}',
+        b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]},' b'"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
         b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[1,2]}}',
     ],
     ids=range(10),

@@ -119,8 +119,7 @@ def layout(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> tuple[b
     text += b" " * (-len(text) % 8)
     begin = 8 + len(text)
     placed = {
-        name: Entry(entries[name].dtype, entries[name].shape, begin + table[name]["data_offsets"][0])
-        for name in order
+        name: Entry(entries[name].dtype, entries[name].shape, begin + table[name]["data_offsets"][0]) for name in order
     }
     return len(text).to_bytes(8, "little") + text, placed
 
@@ -152,9 +151,7 @@ def _entry(name: str, value: Any, begin: int) -> Entry:
         raise CheckpointError(f"{name}: shape and data_offsets must be lists of whole numbers")
     entry = Entry(dtype, tuple(shape), begin + offsets[0])
     if entry.nbytes != offsets[1] - offsets[0]:
-        raise CheckpointError(
-            f"{name}: {dtype} {shape} takes {entry.nbytes} bytes, data_offsets are {offsets}"
-        )
+        raise CheckpointError(f"{name}: {dtype} {shape} takes {entry.nbytes} bytes, data_offsets are {offsets}")
     return entry
 
 

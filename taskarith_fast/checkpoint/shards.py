@@ -36,9 +36,7 @@ class ShardWriter:
         metadata: Makes the metadata of every file; called again by `finish`, and must then give as many bytes.
     """
 
-    def __init__(
-        self, target: Path, shards: list[dict[str, Entry]], metadata: Callable[[], dict[str, str]]
-    ) -> None:
+    def __init__(self, target: Path, shards: list[dict[str, Entry]], metadata: Callable[[], dict[str, str]]) -> None:
         self._target, self._shards, self._metadata = target, shards, metadata
         self._place: dict[str, tuple[int, int]] = {}
         self._handles: list[int] = []
@@ -77,9 +75,7 @@ class ShardWriter:
                 raise AssertionError("the metadata changed its length")
             _write(handle, header, 0)
         if len(self._shards) > 1:
-            weight_map = {
-                n: path.name for path, shard in zip(self.paths, self._shards, strict=True) for n in shard
-            }
+            weight_map = {n: path.name for path, shard in zip(self.paths, self._shards, strict=True) for n in shard}
             total = sum(entry.nbytes for shard in self._shards for entry in shard.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (self._target / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -24,7 +24,9 @@ def average(base: State, finetuned: Sequence[State]) -> dict[str, Tensor]:
     return _add(base, finetuned, [1.0 / max(tasks, 1)] * tasks)
 
 
-def task_arithmetic(base: State, finetuned: Sequence[State], *, scale: float | Sequence[float] = 0.3) -> dict[str, Tensor]:
+def task_arithmetic(
+    base: State, finetuned: Sequence[State], *, scale: float | Sequence[float] = 0.3
+) -> dict[str, Tensor]:
     """Add scaled task vectors, ``theta_0 + sum_t scale_t (theta_t - theta_0)`` (Ilharco 2023, section 2).
 
     Args:

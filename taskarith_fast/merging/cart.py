@@ -160,9 +160,7 @@ class CartFactors:
         check_fraction("rank_ratio", rank_ratio)
         _check_scale(scale)
         if rank_ratio > self.max_rank_ratio:
-            raise ArgumentError(
-                f"rank_ratio must be at most max_rank_ratio={self.max_rank_ratio}, got {rank_ratio}"
-            )
+            raise ArgumentError(f"rank_ratio must be at most max_rank_ratio={self.max_rank_ratio}, got {rank_ratio}")
         merged = {name: tensor.clone() for name, tensor in self._average.items()}
         if scale == 0 or rank_ratio == 1.0:
             return merged
@@ -224,9 +222,7 @@ def _blocks(mean: Tensor, finetuned: Sequence[State], name: str, split_qkv: bool
 
 def _write(merged: dict[str, Tensor], blocks: Sequence[_Block], sums: Sequence[Tensor], scale: float) -> None:
     for block, total in zip(blocks, sums, strict=True):
-        merged[block.name][block.rows] = torch.add(block.average, total, alpha=scale).to(
-            merged[block.name].dtype
-        )
+        merged[block.name][block.rows] = torch.add(block.average, total, alpha=scale).to(merged[block.name].dtype)
 
 
 def _rank(rank_ratio: float, matrix: Tensor) -> int:

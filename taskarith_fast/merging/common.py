@@ -95,12 +95,16 @@ def _check_shapes(name: str, tensors: Sequence[Tensor]) -> None:
                 f"{name}: shape must be {list(first.shape)} as in base, got {list(tensor.shape)} in finetuned[{t}]"
             )
         if tensor.dtype != first.dtype:
-            raise CheckpointError(f"{name}: dtype must be {first.dtype} as in base, got {tensor.dtype} in finetuned[{t}]")
+            raise CheckpointError(
+                f"{name}: dtype must be {first.dtype} as in base, got {tensor.dtype} in finetuned[{t}]"
+            )
 
 
 def _check_floats(name: str, tensors: Sequence[Tensor]) -> None:
     if tensors[0].dtype not in _FLOATS:
-        raise CheckpointError(f"{name}: dtype must be float32, bfloat16 or float16 to be merged, got {tensors[0].dtype}")
+        raise CheckpointError(
+            f"{name}: dtype must be float32, bfloat16 or float16 to be merged, got {tensors[0].dtype}"
+        )
     counts = count_nonfinite([tensor.detach() for tensor in tensors]).tolist()
     for t, tensor in enumerate(tensors):
         if not counts[t]:
@@ -116,4 +120,6 @@ def _check_floats(name: str, tensors: Sequence[Tensor]) -> None:
 def _check_equal(name: str, tensors: Sequence[Tensor]) -> None:
     for t, tensor in enumerate(tensors[1:]):
         if not torch.equal(tensor, tensors[0]):
-            raise CheckpointError(f"{name}: {tensor.dtype} tensors are copied and must equal base, finetuned[{t}] differs")
+            raise CheckpointError(
+                f"{name}: {tensor.dtype} tensors are copied and must equal base, finetuned[{t}] differs"
+            )

@@ -97,9 +97,7 @@ def _device(device: str | torch.device) -> torch.device:
     if place.type not in ("cpu", "cuda"):
         raise ArgumentError(f"device must be cpu, cuda or cuda:N, got {device!r}")
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(
-            f"device={str(device)!r} needs a CUDA device, torch {torch.__version__} sees none"
-        )
+        raise ArgumentError(f"device={str(device)!r} needs a CUDA device, torch {torch.__version__} sees none")
     return place
 
 

@@ -38,9 +38,7 @@ def tall_mask(
     keys = list(masks)
     start = [base[k] for k in keys]
     with torch.no_grad():
-        merged = weighted_sum(
-            start, [[model[k] for k in keys] for model in finetuned], [1.0] * len(finetuned)
-        )
+        merged = weighted_sum(start, [[model[k] for k in keys] for model in finetuned], [1.0] * len(finetuned))
         out = []
         for t in range(len(finetuned)):
             state = copied(base, keys)
@@ -70,9 +68,7 @@ def tall_masks(
     keys = check_compatible(base, finetuned)
     lambdas = _lambdas(tall_lambda, len(finetuned))
     with torch.no_grad():
-        masks = tall_mask_op(
-            [base[k] for k in keys], [[model[k] for k in keys] for model in finetuned], lambdas
-        )
+        masks = tall_mask_op([base[k] for k in keys], [[model[k] for k in keys] for model in finetuned], lambdas)
     return dict(zip(keys, masks, strict=True))
 
 

@@ -108,9 +108,7 @@ def trim(
     thresholds, cutoffs = kth_magnitude(base, finetuned, [k for k, _ in kept], scope=scope)
     if count_rule == "exact":
         return thresholds, cutoffs
-    ties = torch.tensor(
-        [c for (_, c), n in zip(kept, repeats, strict=True) for _ in range(n)], dtype=torch.int64
-    )
+    ties = torch.tensor([c for (_, c), n in zip(kept, repeats, strict=True) for _ in range(n)], dtype=torch.int64)
     return thresholds, ties.to(cutoffs.device)[:, None].expand_as(cutoffs)
 
 

@@ -61,9 +61,7 @@ class TiesPasses:
     def survey(self, read: Read) -> None:
         if ties_counts(self._rules):
             rank, cutoff = kept_entries(self._rules["count_rule"], self._rules["density"], self._numel)
-            self._thresholds = find_thresholds(
-                self._plan, rank, lambda label: self._read_checked(read, label)
-            )
+            self._thresholds = find_thresholds(self._plan, rank, lambda label: self._read_checked(read, label))
             if self._rules["count_rule"] != "exact":
                 self._thresholds = [Threshold(x.bits, rank, cutoff) for x in self._thresholds]
             self._checked = True

@@ -17,17 +17,14 @@ SHAPES = {
     BLOCK + "mlp.c_fc.weight": (96, 24),
     BLOCK + "mlp.c_proj.weight": (24, 96),
 }
-MATRICES = [
-    BLOCK + s for s in ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-]
+MATRICES = [BLOCK + s for s in ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")]
 
 
 def _models(tasks=3, dtype=torch.float32):
     g = torch.Generator().manual_seed(0)
     base = {name: torch.randn(shape, generator=g) for name, shape in SHAPES.items()}
     models = [
-        {n: (b + 0.1 * torch.randn(b.shape, generator=g)).to(dtype) for n, b in base.items()}
-        for _ in range(tasks)
+        {n: (b + 0.1 * torch.randn(b.shape, generator=g)).to(dtype) for n, b in base.items()} for _ in range(tasks)
     ]
     return {n: b.to(dtype) for n, b in base.items()} | {"step": torch.tensor(3)}, [
         m | {"step": torch.tensor(3)} for m in models
@@ -79,8 +76,7 @@ def test_almost_full_rank_is_close_to_the_average():
     base, models = _models()
     name = BLOCK + "mlp.c_fc.weight"
     distance = [
-        float((cart(base, models, rank_ratio=r)[name] - average(base, models)[name]).norm())
-        for r in (0.5, 0.96, 0.999)
+        float((cart(base, models, rank_ratio=r)[name] - average(base, models)[name]).norm()) for r in (0.5, 0.96, 0.999)
     ]
     assert distance[0] > distance[1] > 0
     assert distance[1] < 0.5 * distance[0]
@@ -101,9 +97,7 @@ def test_half_precision_is_rounded_once(dtype):
     for name in MATRICES:
         truth = _truth(models, name, 0.3, 1.5)
         assert merged[name].dtype == dtype
-        torch.testing.assert_close(
-            merged[name].double(), truth, rtol=0.51 * torch.finfo(dtype).eps, atol=1e-5
-        )
+        torch.testing.assert_close(merged[name].double(), truth, rtol=0.51 * torch.finfo(dtype).eps, atol=1e-5)
 
 
 def test_a_fused_projection_is_whole_by_default_and_split_by_option():

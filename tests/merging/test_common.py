@@ -20,7 +20,10 @@ def models():
         "counter": torch.tensor([3, 1]),
     }
     finetuned = [
-        {k: v + 0.1 * torch.randn(v.shape, generator=g) if v.is_floating_point() else v.clone() for k, v in base.items()}
+        {
+            k: v + 0.1 * torch.randn(v.shape, generator=g) if v.is_floating_point() else v.clone()
+            for k, v in base.items()
+        }
         for _ in range(3)
     ]
     return base, finetuned

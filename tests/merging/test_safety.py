@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_nothing_new(directory, job, monkeypatch):
     for i in range(15):
         with monkeypatch.context() as patched:
             patched.setattr(os, "pwrite", _full_after(i * size // 14))
-            with pytest.raises(CheckpointError, match="cannot be written .No space left on device"):
+            with pytest.raises(CheckpointError, match=r"cannot be written .No space left on device"):
                 ta.merge_files(paths[0], paths[1:], output, **parameters)
         assert list(folder.iterdir()) == []
     ta.merge_files(paths[0], paths[1:], output, **parameters)

@@ -29,9 +29,7 @@ def models(dtype=torch.float32, tasks=3, seed=0):
     base = {k: v.to(dtype) if v.is_floating_point() else v for k, v in base.items()}
     finetuned = [
         {
-            k: (v.float() + 0.1 * torch.randn(v.shape, generator=g)).to(dtype)
-            if v.is_floating_point()
-            else v.clone()
+            k: (v.float() + 0.1 * torch.randn(v.shape, generator=g)).to(dtype) if v.is_floating_point() else v.clone()
             for k, v in base.items()
         }
         for _ in range(tasks)

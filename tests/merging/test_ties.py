@@ -44,9 +44,7 @@ def test_every_rule_equals_the_book(kind, count_rule, scope):
         rules = dict(elect=elect, combine=combine, count_rule=count_rule, zero_sign=zero_sign, scope=scope)
         out = ties(base, models, density=0.3, scale=0.7, **rules)
         for name, truth in _truth(base, models, 0.3, 0.7, **rules).items():
-            torch.testing.assert_close(
-                out[name].double(), truth, rtol=1.2e-7, atol=1e-12, msg=f"{name} {rules}"
-            )
+            torch.testing.assert_close(out[name].double(), truth, rtol=1.2e-7, atol=1e-12, msg=f"{name} {rules}")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
