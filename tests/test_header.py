@@ -67,7 +67,8 @@ def test_an_entry_that_is_not_what_the_format_asks_for_is_refused(change):
     [
         b"[]", b"{", b"\xff\xfe", b'{"a": NaN}', b'{"a":1,"a":2}', b"[" * 100_000, b'{"__metadata__": {"a": 1}}',
         b'{"__metadata__": []}',
-        b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]},' b'"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+        b'"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
         b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[1,2]}}',
     ],
     ids=range(10),
