@@ -94,7 +94,7 @@ def _segment_index(base: list[Tensor], scope: str) -> tuple[Tensor, Tensor]:
     else:
         sizes = [b.numel() // row_count(b) for b in base for _ in range(row_count(b))]
     device = base[0].device
-    lengths = torch.tensor(sizes, device=device)
+    lengths = torch.tensor(sizes, dtype=torch.int64, device=device)
     segment = torch.arange(len(sizes), device=device).repeat_interleave(lengths)
     starts = lengths.cumsum(0) - lengths
     return segment, torch.arange(segment.numel(), device=device) - starts[segment]
