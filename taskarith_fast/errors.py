@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TaskarithError(ValueError):
     """Base of all errors that the input, not the program, is to blame for."""
@@ -21,3 +23,13 @@ class DataError(TaskarithError):
 
 class BackendError(TaskarithError):
     """A backend was asked for by name and is not available here; the message says why."""
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a `value` that is none of `choices`; `name` is the argument's name.
+
+    Raises:
+        ArgumentError: With the name, the choices and the value.
+    """
+    if value not in choices:
+        raise ArgumentError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

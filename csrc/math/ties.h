@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define TASKARITH_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define TASKARITH_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "utils/host_device.h"
 
 namespace taskarith {
 

@@ -1,11 +1,7 @@
 // The arithmetic of weighted_sum, used by the CPU and the CUDA kernel.
 #pragma once
 
-#if defined(__CUDACC__)
-#define TASKARITH_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define TASKARITH_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "utils/host_device.h"
 
 namespace taskarith {
 

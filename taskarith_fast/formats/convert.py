@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from taskarith_fast.errors import ArgumentError, CheckpointError
+from taskarith_fast.errors import CheckpointError, check_choice
 from taskarith_fast.formats.layouts import (
     LAYOUT_NAMES,
     LAYOUTS,
@@ -78,8 +78,8 @@ def convert_names(
         CheckpointError: If the layout cannot be told, a tensor is not of it, or the target cannot hold the
             model.
     """
-    _check_choice("source", source, ("auto", *LAYOUT_NAMES))
-    _check_choice("target", target, LAYOUT_NAMES)
+    check_choice("source", source, ("auto", *LAYOUT_NAMES))
+    check_choice("target", target, LAYOUT_NAMES)
     plain, report = normalize_names(state, text_tower=text_tower)
     text = {name: plain[name] for name in text_names(plain)}
     vision = {name: tensor for name, tensor in plain.items() if name not in text}
@@ -102,11 +102,6 @@ def convert_names(
         result |= text_words.write(TEXT_LAYOUTS[writer.name], prefixed=False)
     report.notes = _notes(words, reader, writer)
     return result, report
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ArgumentError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 def _source_layout(state: Mapping[str, Tensor], source: str) -> Layout:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taskarith_fast.errors import ArgumentError
+from taskarith_fast.errors import ArgumentError, check_choice
 from taskarith_fast.loops.runtime import PRECISIONS
 from taskarith_fast.loops.schedule import SCHEDULES
 from taskarith_fast.models import LINEAR_LAYER_SETS
@@ -52,7 +52,7 @@ class ProbeConfig:
     """CPU threads; None leaves torch's number."""
 
     def __post_init__(self) -> None:
-        _check_choice("solver", self.solver, SOLVERS)
+        check_choice("solver", self.solver, SOLVERS)
         for name in ("lrs", "cs"):
             object.__setattr__(self, name, _positive_grid(name, getattr(self, name)))
         _check_at_least(self, 1, "steps", "batch_size", "max_iterations", "feature_batch_size", "image_size", "threads")
@@ -105,9 +105,9 @@ class FinetuneConfig:
     """CPU threads; None leaves torch's number."""
 
     def __post_init__(self) -> None:
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("precision", self.precision, PRECISIONS)
-        _check_choice("trainable", self.trainable, TRAINABLE)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("trainable", self.trainable, TRAINABLE)
         _check_at_least(self, 1, "steps", "batch_size", "accumulation", "image_size", "threads")
         _check_at_least(self, 0, "warmup", "weight_decay", "lr", "head_lr", "epochs", "clip")
         if not 0 <= self.label_smoothing < 1:
@@ -127,11 +127,6 @@ class FinetuneConfig:
 def describe(config: ProbeConfig | FinetuneConfig) -> dict[str, Any]:
     """The resolved configuration as plain values, for JSON."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ArgumentError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 def _check_at_least(config: Any, least: int, *names: str) -> None:

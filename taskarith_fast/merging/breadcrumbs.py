@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from taskarith_fast.errors import ArgumentError
+from taskarith_fast.errors import ArgumentError, check_choice
 from taskarith_fast.merging.common import (
     State,
-    check_choice,
     check_compatible,
     check_fraction,
     copied,

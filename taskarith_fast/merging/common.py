@@ -73,12 +73,6 @@ def per_task(name: str, value: float | Sequence[float], tasks: int) -> list[floa
     return values
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a `value` that is none of `choices`."""
-    if value not in choices:
-        raise ArgumentError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
 def _check_keys(base: State, model: State, label: str) -> None:
     missing, extra = sorted(base.keys() - model.keys()), sorted(model.keys() - base.keys())
     for kind, names in (("lacks", missing), ("has, unlike base,", extra)):
