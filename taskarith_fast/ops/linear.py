@@ -39,6 +39,10 @@ _MIN_GAIN = 1.1
 
 _chosen: str | None = None  # None: nothing set by the program, the environment variable decides
 
+Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Around = Callable[[Compute, Tensor, Tensor, Tensor | None], Tensor]
+_around: Around | None = None  # see around_linear
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a dense layer, y = x W^T + b, as `torch.nn.functional.linear` does, by the faster route.
@@ -58,6 +62,31 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: As F.linear, if the shapes do not fit.
     """
+    return _compute(x, weight, bias) if _around is None else _around(_compute, x, weight, bias)
+
+
+@contextmanager
+def around_linear(around: Around) -> Iterator[None]:
+    """Let `around` stand around every call of `linear` inside a with block, in every thread.
+
+    It is how statistics and sparse gradients see each dense layer of each model: its input, its weight (the
+    parameter itself, or a view of it) and its output, whatever module the layer is part of.
+
+    Args:
+        around: Called as ``around(compute, x, weight, bias)``; returns the output, ``compute(x, weight, bias)``
+            or what should stand for it. Blocks nest: `compute` then is the outer block's.
+    """
+    global _around
+    before = _around
+    outer: Compute = _compute if before is None else functools.partial(before, _compute)
+    _around = lambda _, x, weight, bias: around(outer, x, weight, bias)  # noqa: E731
+    try:
+        yield
+    finally:
+        _around = before
+
+
+def _compute(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.compiler.is_compiling() or not _fits(x, weight, bias):
         return F.linear(x, weight, bias)
     route = requested_linear_route()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops.linear import (
+    around_linear,
     linear,
     linear_route,
     measure_linear_routes,
@@ -201,3 +202,23 @@ def test_measuring_leaves_no_trace():
     assert set(best) == {"linear", "conv1x1"} and all(seconds > 0 for seconds in best.values())
     assert torch.equal(state, torch.get_rng_state()) and torch.is_grad_enabled()
     assert torch.get_num_threads() == threads
+
+
+def test_around_sees_every_layer_and_may_replace_its_output():
+    x, weight, bias = torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)
+    seen = []
+
+    def outer(compute, x, weight, bias):
+        seen.append("outer")
+        return compute(x, weight, bias) + 1
+
+    def inner(compute, x, w, b):
+        seen.append("inner")
+        assert w is weight and b is bias
+        return 2 * compute(x, w, b)
+
+    plain = linear(x, weight, bias)
+    with around_linear(outer), around_linear(inner):
+        assert torch.equal(linear(x, weight, bias), 2 * (plain + 1))
+    assert seen == ["inner", "outer"]
+    assert torch.equal(linear(x, weight, bias), plain)
