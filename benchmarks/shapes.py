@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,12 +11,22 @@ from torch import Tensor
 
 def vit_b32_shapes() -> list[tuple[int, ...]]:
     """The 152 tensors of open_clip's ViT-B/32 image tower: 87,849,216 weights."""
-    width, layers = 768, 12
+    return _tower(width=768, layers=12, patch=32, tokens=50, features=512)
+
+
+def vit_l14_shapes() -> list[tuple[int, ...]]:
+    """The 296 tensors of open_clip's ViT-L/14 image tower: 303,966,208 weights."""
+    return _tower(width=1024, layers=24, patch=14, tokens=257, features=768)
+
+
+def _tower(*, width: int, layers: int, patch: int, tokens: int, features: int) -> list[tuple[int, ...]]:
     block = [
         (width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,),
         (width,), (width,), (4 * width, width), (4 * width,), (width, 4 * width), (width,),
     ]  # fmt: skip
-    ends = [(width,), (50, width), (width, 512), (width, 3, 32, 32), (width,), (width,), (width,), (width,)]
+    ends = [
+        (width,), (tokens, width), (width, features), (width, 3, patch, patch), (width,), (width,), (width,), (width,),
+    ]  # fmt: skip
     return ends + block * layers
 
 
@@ -43,3 +54,31 @@ def split(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
     """Views of `flat`, one a shape."""
     parts = flat.split([math.prod(s) for s in shapes])
     return [part.view(s) for part, s in zip(parts, shapes, strict=True)]
+
+
+def write_models(folder: str, model: str, tasks: str) -> None:
+    """Write a base, m0.safetensors, and `tasks` fine-tuned models, m1 ..., one at a time, for jobs from files."""
+    from safetensors.torch import save_file
+
+    layers = {"vit_b32": vit_b32_shapes, "vit_l14": vit_l14_shapes}[model]()
+    size = sum(math.prod(s) for s in layers)
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(size, generator=generator).mul_(0.02)
+    for t in range(int(tasks) + 1):
+        flat = base if t == 0 else torch.randn(size, generator=generator).mul_(1e-3).add_(base)
+        tensors = {f"t{i:03d}": tensor.contiguous() for i, tensor in enumerate(split(flat, layers))}
+        save_file(tensors, Path(folder) / f"m{t}.safetensors")
+
+
+def print_difference(base: str, ours: str, folder: str) -> None:
+    """Print the share of weights by which a peer's output files in `folder` differ from ours, nan if one is missing.
+
+    Two merged deltas differ if they are further apart than 1e-5 of the largest delta.
+    """
+    from safetensors.torch import load_file
+
+    start, here = load_file(base), load_file(ours)
+    there = {k: v for file in sorted(Path(folder).rglob("*.safetensors")) for k, v in load_file(file).items()}
+    largest = max(float((here[name] - start[name]).abs().max()) for name in start)
+    apart = sum(int(((there[name] - here[name]).abs() > 1e-5 * largest).sum()) for name in start if name in there)
+    print("nan" if start.keys() - there.keys() else apart / sum(tensor.numel() for tensor in start.values()))
