@@ -5,8 +5,8 @@
     python -m benchmarks.peers --model vit_l14 --only taskarith_fast
 
 Every run is a process of its own, from its start to its end; printed are seconds, the peak resident memory, and the
-share of weights that come out different from ours under the same rules. This driver imports nothing heavy, because a child's peak includes
-what its parent held when it was started.
+share of weights that come out different from ours under the same rules. This driver imports nothing heavy, because a
+child's peak includes what its parent held when it was started.
 """
 
 from __future__ import annotations
