@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "load_state_dict": "taskarith_fast.checkpoint",
     "save_state_dict": "taskarith_fast.checkpoint",
+    "Masks": "taskarith_fast.masks",
     "TaskVector": "taskarith_fast.task_vector",
     "merge": "taskarith_fast.merging",
     "merge_files": "taskarith_fast.merging",
