@@ -16,6 +16,7 @@ _NAMES = {
     "save_state_dict": "taskarith_fast.checkpoint",
     "Masks": "taskarith_fast.masks",
     "TaskVector": "taskarith_fast.task_vector",
+    "SparseTaskVector": "taskarith_fast.sparse_task_vector",
     "merge": "taskarith_fast.merging",
     "merge_files": "taskarith_fast.merging",
     "merge_methods": "taskarith_fast.merging",

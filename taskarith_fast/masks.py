@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -71,6 +71,15 @@ class Masks(Mapping[str, Tensor]):
             ones = torch.full(((numel + 7) // 8,), 255 if value else 0, dtype=torch.uint8, device=device)
             bits[name] = _without_padding(ones, numel)
         return cls(bits, sizes)
+
+    @classmethod
+    def join(cls, parts: Iterable[Masks]) -> Masks:
+        """One object with the masks of all `parts`; of equal names the last."""
+        bits, shapes = {}, {}
+        for part in parts:
+            bits.update(part._bits)
+            shapes.update(part._shapes)
+        return cls(bits, shapes)
 
     def packed(self, name: str) -> Tensor:
         """The bits of one mask, uint8 [ceil(n / 8)]."""
@@ -145,7 +154,7 @@ class Masks(Mapping[str, Tensor]):
         if state.metadata.get("schema") != _SCHEMA:
             raise CheckpointError(f"{path}: masks must have schema {_SCHEMA}, got {state.metadata.get('schema')}")
         try:
-            masks = cls(dict(state), _read_shapes(state.metadata.get("shapes", "")))
+            masks = cls(dict(state), read_shapes(state.metadata.get("shapes", "")))
         except TaskarithError as error:
             raise CheckpointError(f"{path}: {error}") from None
         for name, bits in masks._bits.items():
@@ -211,7 +220,8 @@ def _without_padding(bits: Tensor, numel: int) -> Tensor:
     return bits
 
 
-def _read_shapes(text: str) -> dict[str, list[int]]:
+def read_shapes(text: str) -> dict[str, list[int]]:
+    """Name -> shape, from the metadata of a file; CheckpointError if they are damaged."""
     try:
         shapes = json.loads(text)
         well_formed = all(isinstance(n, int) and n >= 0 for shape in shapes.values() for n in shape)

@@ -31,19 +31,7 @@ class TaskVector(Mapping[str, Tensor]):
         Raises:
             CheckpointError: If names, shapes or dtypes differ.
         """
-        if base.keys() != finetuned.keys():
-            name = sorted(base.keys() ^ finetuned.keys())[0]
-            raise CheckpointError(f"{name} is in one model only; both must have the same tensors")
-        deltas = {}
-        for name in base:
-            b, f = base[name], finetuned[name]
-            if b.shape != f.shape or b.dtype != f.dtype:
-                raise CheckpointError(
-                    f"{name}: finetuned must be {b.dtype} {list(b.shape)} as in base, got {f.dtype} {list(f.shape)}"
-                )
-            if b.is_floating_point():
-                deltas[name] = f - b
-        return cls(deltas)
+        return cls(dict(deltas_between(base, finetuned)))
 
     def apply(self, base: Mapping[str, Tensor], *, scale: float = 1.0) -> dict[str, Tensor]:
         """``base + scale * self``; tensors without a delta are copied.
@@ -109,3 +97,22 @@ class TaskVector(Mapping[str, Tensor]):
             name = sorted(self.keys() ^ other.keys())[0]
             raise CheckpointError(f"{name} is in one task vector only; both must have the same tensors")
         return TaskVector({name: torch.add(delta, other[name], alpha=factor) for name, delta in self.items()})
+
+
+def deltas_between(base: Mapping[str, Tensor], finetuned: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Name and ``finetuned - base`` of every floating tensor, one after the other.
+
+    Raises:
+        CheckpointError: If names, shapes or dtypes differ.
+    """
+    if base.keys() != finetuned.keys():
+        name = sorted(base.keys() ^ finetuned.keys())[0]
+        raise CheckpointError(f"{name} is in one model only; both must have the same tensors")
+    for name in base:
+        b, f = base[name], finetuned[name]
+        if b.shape != f.shape or b.dtype != f.dtype:
+            raise CheckpointError(
+                f"{name}: finetuned must be {b.dtype} {list(b.shape)} as in base, got {f.dtype} {list(f.shape)}"
+            )
+        if b.is_floating_point():
+            yield name, f - b
