@@ -81,6 +81,7 @@ def compete(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, fl
     """Run every peer `runs` times and print a line for each."""
     make = "from benchmarks.shapes import write_models; import sys; write_models(*sys.argv[1:])"
     subprocess.check_call([sys.executable, "-c", make, str(folder), options.model, str(options.tasks)])
+    os.sync()  # what is still to be written would slow whoever runs first
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in options.only}
     apart = {}
     for _ in range(options.runs):
