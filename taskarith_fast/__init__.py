@@ -12,6 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
+    "adamerge": "taskarith_fast.loops.adamerge",
     "load_state_dict": "taskarith_fast.checkpoint",
     "save_state_dict": "taskarith_fast.checkpoint",
     "Masks": "taskarith_fast.masks",

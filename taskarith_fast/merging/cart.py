@@ -172,6 +172,26 @@ class CartFactors:
         return merged
 
 
+def low_rank_deltas(
+    name: str, mean: Tensor, finetuned: Sequence[State], *, rank_ratio: float, svd: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Decompose the distances of all models to their average, for one matrix.
+
+    Args:
+        name: The matrix.
+        mean: Its average over the models, shape [m, n], as `average` gives it.
+        finetuned: T fine-tuned models.
+        rank_ratio, svd: As in `cart`.
+
+    Returns:
+        The average in float32, shape [m, n]; U S, shape [T, m, r]; Vh, shape [T, r, n].
+    """
+    with torch.no_grad():
+        (block,) = _blocks(mean, finetuned, name, split_qkv=False)
+        factors = _Factors.of(block, _rank(rank_ratio, block.average), svd)
+    return block.average, factors.left, factors.right
+
+
 @dataclass(frozen=True)
 class _Block:
     """A matrix that is decomposed: rows of a tensor, in float32."""

@@ -15,6 +15,7 @@ from taskarith_fast.merging.arithmetic import average, task_arithmetic
 from taskarith_fast.merging.breadcrumbs import breadcrumbs
 from taskarith_fast.merging.cart import cart, cart_cut
 from taskarith_fast.merging.dare import dare, dare_ties
+from taskarith_fast.merging.learned import AdaMerging, AdaMergingPlusPlus, CartPlusPlus
 from taskarith_fast.merging.streaming import BY_TENSOR, ELEMENTWISE, WHOLE_MODEL, Streaming
 from taskarith_fast.merging.tall_mask import consensus, tall_mask
 from taskarith_fast.merging.ties import ties
@@ -63,20 +64,30 @@ METHODS = {
 # Methods that keep one model a task: for ``merge_per_task``.
 PER_TASK = {"tall_mask": Method(tall_mask, "Wang et al. 2024, Localizing task information")}
 
+# Methods that learn their coefficients from images: for ``adamerge``. The function makes the settings.
+_IMAGES = "a model, heads and unlabelled images: adamerge"
+LEARNED = {
+    "adamerging": Method(AdaMerging, "Yang et al. 2024, AdaMerging", _IMAGES),
+    "adamerging_plus_plus": Method(AdaMergingPlusPlus, "Yang et al. 2024, AdaMerging", _IMAGES),
+    "cart_plus_plus": Method(CartPlusPlus, "Choi et al. 2024, Revisiting weight averaging for model merging", _IMAGES),
+}
+
 
 def merge_methods() -> dict[str, dict[str, Any]]:
-    """Every merge method by name, those of ``merge_per_task`` last.
+    """Every merge method by name; those of ``merge_per_task`` and ``adamerge`` last.
 
     Returns:
         Name -> {"parameters": {name: default}, "paper": str, "needs": what it reads besides the weights}.
     """
-    rows = {**METHODS, **PER_TASK}
+    rows = {**METHODS, **PER_TASK, **LEARNED}
     return {name: {"parameters": m.parameters, "paper": m.paper, "needs": m.needs} for name, m in rows.items()}
 
 
 def find_method(name: str, parameters: Mapping[str, Any], table: Mapping[str, Method] | None = None) -> Method:
     """The row called `name`, once every one of `parameters` is known to it; ArgumentError with a hint otherwise."""
-    table = METHODS if table is None else table
+    if table is None:
+        table = METHODS
+        _refuse_learned(name)
     if name not in table:
         raise ArgumentError(f"method must be one of {', '.join(table)}; got {name!r}{_hint(name, table)}")
     method = table[name]
@@ -131,6 +142,14 @@ def merge(
         CheckpointError: If the models do not fit together, or hold NaN or Inf.
     """
     return find_method(method, parameters).function(base, list(finetuned), **parameters)
+
+
+def _refuse_learned(name: str) -> None:
+    if name in LEARNED:
+        raise ArgumentError(
+            f"method {name!r} learns from images, not from weights alone; "
+            f"use adamerge(model, base, finetuned, heads, loaders, method={name!r}), or taskarith adamerge"
+        )
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:

@@ -93,6 +93,42 @@ def ties(
     return in_order_of(base, merged)
 
 
+def agreeing_models(base: State, finetuned: Sequence[State], *, density: float = 0.2) -> list[dict[str, Tensor]]:
+    """Undo in each model what TIES would drop of it: ``theta_0 + tau'_t``, with ``tau'_t`` the trimmed deltas whose
+    sign is the elected one (Yadav 2023; the task vectors of AdaMerging++, Yang 2024).
+
+    Args:
+        base: The pre-trained model theta_0.
+        finetuned: T fine-tuned models theta_t.
+        density: Fraction kept of each task vector before the signs are elected by mass, in (0, 1].
+
+    Returns:
+        T new states in the key order of `base`; every weight is that of theta_t or that of theta_0. Their deltas
+        sum to the delta of `ties` with combine="sum".
+
+    Raises:
+        ArgumentError: If `density` is out of its domain, or there is no model.
+        CheckpointError: If the models do not fit together, or hold NaN or Inf.
+    """
+    check_fraction("density", density)
+    keys = check_compatible(base, finetuned)
+    start = [base[k] for k in keys]
+    models = [[model[k] for k in keys] for model in finetuned]
+    states = []
+    with torch.no_grad():
+        thresholds, cutoffs = trim(start, models, density, "exact", "global")
+        elected = ties_merge(start, models, thresholds, cutoffs, combine="sum")
+        for t, model in enumerate(models):
+            own = slice(t, t + 1)
+            trimmed = ties_merge(start, [model], thresholds[:, own], cutoffs[:, own], combine="sum")
+            for b, e, x, f in zip(start, elected, trimmed, model, strict=True):
+                # A sum of agreeing deltas never rounds away: it is at least as far from the base as each of them.
+                agrees = torch.where(e > b, x > b, (e < b) & (x < b))
+                x.copy_(torch.where(agrees, f, b))
+            states.append(in_order_of(base, copied(base, keys) | dict(zip(keys, trimmed, strict=True))))
+    return states
+
+
 def trim(
     base: list[Tensor], finetuned: list[list[Tensor]], density: float, count_rule: str, scope: str
 ) -> tuple[Tensor, Tensor]:
