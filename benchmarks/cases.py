@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from benchmarks import loop_cases, op_cases, shapes, stream_cases
+from benchmarks import adamerge_cases, loop_cases, op_cases, shapes, stream_cases
 from benchmarks.contest import Contest
 
 
@@ -62,6 +62,8 @@ CASES = [
     ),
     Case("merge_files/ties_vit_b32x8", "ties_merge_part", lambda: stream_cases.merge_files("ties", 8)),
     Case("merge_files/average_vit_b32x8", "weighted_sum", lambda: stream_cases.merge_files("average", 8)),
+    Case("adamerge_step/vit_s14_8_x8", "weighted_sum_backward", adamerge_cases.step),
+    Case("adamerge_merge/vit_s14_8_x8", "weighted_sum_backward", adamerge_cases.merge_and_gradient),
     Case("cart_grid/vit_b32_block_x8", "lowrank_sum", loop_cases.cart_grid),
     Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
 ]
