@@ -138,6 +138,28 @@ def test_clamped_coefficients_stay_between_zero_and_one_and_free_ones_do_not():
     assert free.coefficients.min() < 0 and free.coefficients.max() > 1
 
 
+def test_a_coefficient_that_has_left_the_clamp_gets_no_gradient(monkeypatch):
+    slopes = iter([-1.0, -1.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(
+        MergedModel, "gradient", lambda self, *_: (torch.full((3, len(self.merge.names)), next(slopes)), torch.zeros(3))
+    )
+    found = _adamerge(steps=5, lr=0.4).coefficients
+    by_hand = torch.full((1,), 0.3, dtype=torch.float64)
+    optimizer = torch.optim.Adam([by_hand], lr=0.4)
+    for slope in (-1.0, -1.0, 0.0, 0.0, 0.0):  # 0.3, 0.7, 1.1: the third gradient meets a closed clamp
+        by_hand.grad = torch.tensor([slope], dtype=torch.float64)
+        optimizer.step()
+    assert by_hand > 1 and (found == 1).all()
+
+
+def test_dropout_is_off_while_adapting():
+    base, finetuned = _states()
+    model = torch.nn.Sequential(vit().train(), torch.nn.Dropout(0.5)).train()
+    states = [{f"0.{name}": tensor for name, tensor in state.items()} for state in (base, *finetuned)]
+    result = _adamerge(model=model, base=states[0], finetuned=states[1:])
+    assert torch.equal(result.coefficients, _adamerge().coefficients) and model[1].training
+
+
 def test_two_batches_a_step_are_taken_in_turn():
     loaders = _images(count=4)
     two = _adamerge(steps=1, batches_per_step=2, loaders=loaders)
