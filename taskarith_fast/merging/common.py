@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -71,6 +72,17 @@ def per_task(name: str, value: float | Sequence[float], tasks: int) -> list[floa
     if not all(math.isfinite(v) for v in values):
         raise ArgumentError(f"{name} must be finite, got {value}")
     return values
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Run a block on `count` of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_keys(base: State, model: State, label: str) -> None:

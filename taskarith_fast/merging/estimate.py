@@ -20,7 +20,7 @@ _WRITE_SHARE = 0.25  # of the reading bandwidth: writing includes the disk
 def estimate_seconds(plan: Plan) -> float:
     """Seconds: reading and writing one after the other, or the hashing beside them if that takes longer."""
     reading = _read_bandwidth(plan)
-    cores = max(1, min((os.cpu_count() or 1) // 2, len(plan.sources)))
+    cores = max(1, min((os.cpu_count() or 1) // 2, len(plan.inputs)))
     hashing = plan.hash_bytes / (_hash_bandwidth() * cores)
     return 0.2 + max(plan.read_bytes / reading + plan.write_bytes / (_WRITE_SHARE * reading), hashing)
 

@@ -60,7 +60,8 @@ def merge_files(
         hash_inputs: Record the inputs' sha256; they are hashed beside the merge.
         card: Write a README.md into an output directory.
         progress: Where to show how far it is.
-        **parameters: The method's own parameters.
+        **parameters: The method's own parameters; those that bring statistics, fishers and grams, are lists of paths,
+            one a task, read piece by piece like the models.
 
     Returns:
         The manifest, which is also stored in the output's metadata: method, parameters, dtype, inputs (name and
@@ -78,7 +79,7 @@ def merge_files(
     )  # fmt: skip
     plan.raise_first()
     remove_debris(plan.output)
-    with Hashes(plan.sources, hash_inputs) as hashes, staged(plan.output, directory=plan.directory) as target:
+    with Hashes(plan.inputs, hash_inputs) as hashes, staged(plan.output, directory=plan.directory) as target:
         with ShardWriter(target, plan.shards, lambda: _metadata(plan, hashes.found)) as files:
             run_plan(plan, files, device=place, progress=progress)
             hashes.wait()
@@ -102,14 +103,16 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _manifest(plan: Plan, hashes: Sequence[str | None]) -> dict[str, Any]:
-    inputs = [{"name": s.path.name, "sha256": h} for s, h in zip(plan.sources, hashes, strict=True)]
+    inputs = [{"name": s.path.name, "sha256": h} for s, h in zip(plan.inputs, hashes, strict=True)]
+    models = len(plan.sources)
     return {
         "schema": 1,
         "tool": f"taskarith_fast {__version__}",
         "method": plan.method,
         "parameters": plan.parameters,
         "base": inputs[0],
-        "finetuned": inputs[1:],
+        "finetuned": inputs[1:models],
+        **({plan.statistics_name: inputs[models:]} if plan.statistics else {}),
         "tensors": len(plan.entries),
         "copied": list(plan.copied),
         "dtypes": sorted({plan.entries[name].dtype for name in plan.merged}),

@@ -16,6 +16,8 @@ from taskarith_fast.merging.breadcrumbs import breadcrumbs
 from taskarith_fast.merging.cart import cart, cart_cut
 from taskarith_fast.merging.dare import dare, dare_ties
 from taskarith_fast.merging.learned import AdaMerging, AdaMergingPlusPlus, CartPlusPlus
+from taskarith_fast.merging.fisher import FISHER_STREAMING, fisher
+from taskarith_fast.merging.regmean import REGMEAN_STREAMING, regmean
 from taskarith_fast.merging.streaming import BY_TENSOR, ELEMENTWISE, WHOLE_MODEL, Streaming
 from taskarith_fast.merging.tall_mask import consensus, tall_mask
 from taskarith_fast.merging.ties import ties
@@ -53,6 +55,18 @@ METHODS = {
         streaming=Streaming(lambda name, shape, parameters: parameters["scope"]),
     ),
     "consensus": Method(consensus, "Wang et al. 2024, Localizing task information", streaming=ELEMENTWISE),
+    "fisher": Method(
+        fisher,
+        "Matena & Raffel 2022, Merging models with Fisher-weighted averaging",
+        "fishers, from ta.fisher_diagonal",
+        FISHER_STREAMING,
+    ),
+    "regmean": Method(
+        regmean,
+        "Jin et al. 2023, Dataless knowledge fusion by merging weights of language models",
+        "grams, from ta.gram_matrices",
+        REGMEAN_STREAMING,
+    ),
     "cart": Method(
         cart,
         "Choi et al. 2024, Revisiting weight averaging for model merging",

@@ -22,8 +22,15 @@ _FLUSH_EVERY = 1 << 26  # bytes written between two flushes
 
 
 def loaded_bytes(sources: Sequence[Source], piece: Piece) -> int:
-    """Memory that a piece of every model takes in a buffer."""
-    return sum(_aligned(piece.numel * _item_bytes(source, piece.name)) for source in sources)
+    """Memory that a piece of every source takes in a buffer."""
+    return sum(_aligned(part.numel * _item_bytes(source, part.name)) for source, part in _parts(sources, piece))
+
+
+def read_piece(source: Source, piece: Piece) -> Tensor:
+    """A piece in memory of its own."""
+    out = torch.empty(piece.shape, dtype=TORCH_DTYPES[source.entries[piece.name].dtype])
+    source.read(piece.name, piece.begin * out.element_size(), byte_view(out))
+    return out
 
 
 class Buffers:
@@ -62,7 +69,8 @@ def read_ahead(
 ) -> Iterator[tuple[Piece, list[Tensor]]]:
     """Yield every piece with its tensor of every source, in order, reading the next one meanwhile.
 
-    The tensors are views of a buffer: they hold until the next piece is asked for.
+    The first sources are models; others, read beside them, may lack tensors or hold them in shapes of their own. The
+    tensors are views of a buffer: they hold until the next piece is asked for.
     """
     ready: queue.Queue[Any] = queue.Queue()
     stop = threading.Event()
@@ -164,21 +172,32 @@ def readers() -> int:
 
 
 def _fill(apply: Callable[..., Any], sources: Sequence[Source], piece: Piece, tensors: list[Tensor]) -> None:
-    def read(source: Source, tensor: Tensor) -> None:
-        source.read(piece.name, piece.begin * tensor.element_size(), byte_view(tensor))
+    def read(where: tuple[Source, Piece], tensor: Tensor) -> None:
+        source, part = where
+        source.read(part.name, part.begin * tensor.element_size(), byte_view(tensor))
 
-    for _ in apply(read, sources, tensors):
+    for _ in apply(read, _parts(sources, piece), tensors):
         pass
 
 
 def _carve(sources: Sequence[Source], piece: Piece, buffer: Tensor) -> list[Tensor]:
     tensors, offset = [], 0
-    for source in sources:
-        size = piece.numel * _item_bytes(source, piece.name)
-        dtype = TORCH_DTYPES[source.entries[piece.name].dtype]
-        tensors.append(buffer[offset : offset + size].view(dtype).reshape(piece.shape))
+    for source, part in _parts(sources, piece):
+        size = part.numel * _item_bytes(source, part.name)
+        dtype = TORCH_DTYPES[source.entries[part.name].dtype]
+        tensors.append(buffer[offset : offset + size].view(dtype).reshape(part.shape))
         offset += _aligned(size)
     return tensors
+
+
+def _parts(sources: Sequence[Source], piece: Piece) -> list[tuple[Source, Piece]]:
+    """Which run each source that has the tensor holds of a piece; of a piece that is a whole tensor, all it has."""
+    whole = piece.numel == sources[0].entries[piece.name].numel
+    return [
+        (source, Piece(piece.name, 0, source.entries[piece.name].shape) if whole else piece)
+        for source in sources
+        if piece.name in source.entries
+    ]
 
 
 def _drain(ready: queue.Queue[Any], buffers: Buffers) -> None:

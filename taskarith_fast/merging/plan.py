@@ -20,11 +20,13 @@ from taskarith_fast.merging.estimate import estimate_seconds
 from taskarith_fast.merging.methods import Method, find_method
 from taskarith_fast.merging.pieces import Piece, cut_tensor
 from taskarith_fast.merging.pipeline import loaded_bytes
+from taskarith_fast.merging.statistics import Statistics
 from taskarith_fast.merging.ties_threshold import count_dtype
 
 PathLike = str | os.PathLike[str]
 DEFAULT_MEMORY = 80 << 20
 _MOST_COUNTS = 1 << 20  # bins of a histogram
+_SOLVER_BYTES = 40  # five float64 copies of a matrix, and of its Gram matrix
 _HEADER_ROOM = 1 << 16  # bytes of header and metadata of a file, about
 
 
@@ -36,6 +38,8 @@ class Plan:
         method: Its name.
         parameters: The method's, defaults filled in.
         sources: The base and the T fine-tuned models; empty if one cannot be opened.
+        statistics: What the method reads beside them, one a task; empty for methods that need weights only.
+        statistics_name: The argument that brings them, "" if none does.
         output: Destination, a file or a directory.
         directory: Whether it is a directory.
         entries: Every output tensor, in the order of the base.
@@ -60,6 +64,8 @@ class Plan:
     output: Path
     directory: bool
     sources: list[Source] = field(default_factory=list)
+    statistics: list[Source] = field(default_factory=list)
+    statistics_name: str = ""
     entries: dict[str, Entry] = field(default_factory=dict)
     merged: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
@@ -81,6 +87,11 @@ class Plan:
     @property
     def tasks(self) -> int:
         return len(self.sources) - 1
+
+    @property
+    def inputs(self) -> list[Source]:
+        """All that is read: the models, then the statistics."""
+        return [*self.sources, *self.statistics]
 
     def raise_first(self) -> None:
         """Raise the first problem, saying how many more there are."""
@@ -130,7 +141,7 @@ def plan_merge(
         memory: Bytes for buffers, such as "256MB"; methods that need whole tensors take T of the largest besides.
         overwrite: Whether an existing output may be replaced.
         hash_inputs: Whether the inputs will be hashed.
-        **parameters: The method's own parameters.
+        **parameters: The method's own parameters; fishers and grams are lists of paths, one a task.
 
     Returns:
         The plan; its `problems` are empty if the merge can run.
@@ -138,9 +149,11 @@ def plan_merge(
     plan = Plan(method, dict(parameters), Path(output), is_directory(output, shard_size))
     with _collecting(plan):
         row = find_method(method, parameters)
+        statistics = row.streaming.statistics
         plan.parameters = {**row.parameters, **parameters}
+        paths = plan.parameters.pop(statistics.parameter) if statistics else ()
         with _collecting(plan):
-            _check_parameters(row, len(finetuned), parameters)
+            _check_parameters(row, len(finetuned), plan.parameters)
         with _collecting(plan):
             check_output(plan.output, plan.directory, overwrite)
         limit = parse_size("shard_size", shard_size) if shard_size is not None else None
@@ -148,9 +161,11 @@ def plan_merge(
         out = _out_dtype(dtype)
         if not finetuned:
             raise ArgumentError("finetuned must name at least one checkpoint, got none")
-        _open(plan, [base, *finetuned])
+        plan.sources = _open(plan, [base, *finetuned])
         if plan.sources:
             plan.problems += differences(plan.sources)
+        if statistics:
+            _open_statistics(plan, statistics, paths, len(finetuned))
         if not plan.problems:
             _lay_out(plan, row, out, limit, budget, hash_inputs)
     return plan
@@ -174,11 +189,14 @@ class _collecting:
 
 def _check_parameters(row: Method, tasks: int, parameters: Mapping[str, Any]) -> None:
     """Let the method itself look at its parameters, on a model of one weight."""
-    if row.needs != "weights only":
+    kind = row.streaming.statistics
+    if row.needs != "weights only" and not kind:
         return
-    one = {"x": torch.zeros(1)}
+    one = {"x": torch.zeros(1, 1)}
+    models = [one] * max(tasks, 1)
+    statistics = {kind.parameter: [{"x": torch.ones(1, 1)}] * len(models)} if kind else {}
     try:
-        row.function(one, [one] * max(tasks, 1), **parameters)
+        row.function(one, models, **parameters, **statistics)
     except TaskarithError:
         raise
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -193,13 +211,26 @@ def _out_dtype(dtype: str | torch.dtype | None) -> str | None:
     return names.get(word)
 
 
-def _open(plan: Plan, paths: Sequence[PathLike]) -> None:
+def _open(plan: Plan, paths: Sequence[PathLike]) -> list[Source]:
+    """All of them, or none and why."""
     sources = []
     for path in paths:
         with _collecting(plan):
             sources.append(open_source(path))
-    if len(sources) == len(paths):
-        plan.sources = sources
+    return sources if len(sources) == len(paths) else []
+
+
+def _open_statistics(plan: Plan, kind: Statistics, paths: Any, tasks: int) -> None:
+    plan.statistics_name = kind.parameter
+    with _collecting(plan):
+        kind.check_count(paths, tasks)
+        if not all(isinstance(path, (str, os.PathLike)) for path in paths):
+            raise ArgumentError(f"{kind.parameter} must be paths when files are merged, got {type(paths[0]).__name__}")
+        plan.statistics = _open(plan, paths)
+        if plan.sources and plan.statistics and not plan.problems:
+            base = plan.sources[0].entries
+            shapes = {name: base[name].shape for name in base if base[name].dtype in FLOATS}
+            plan.problems += kind.misfits(shapes, [source.entries for source in plan.statistics], plan.parameters)
 
 
 def _lay_out(plan: Plan, row: Method, out: str | None, shard_size: int | None, budget: int, hash_inputs: bool) -> None:
@@ -211,10 +242,12 @@ def _lay_out(plan: Plan, row: Method, out: str | None, shard_size: int | None, b
     plan.shards = split_shards(plan.entries, shard_size)
     _cut(plan, row, budget)
     once = sum(source.entries[n].nbytes for source in plan.sources for n in plan.merged)
+    beside = sum(entry.nbytes for source in plan.statistics for entry in source.entries.values())
     whole = sum(source.entries[n].nbytes for source in plan.sources for n in plan.copied)
     plan.passes = row.streaming.passes(plan.parameters)
-    plan.read_bytes = plan.passes * once + whole
-    plan.hash_bytes = sum(f.stat().st_size for s in plan.sources for f in s.files) if hash_inputs else 0
+    kind = row.streaming.statistics
+    plan.read_bytes = plan.passes * once + whole + (kind.passes(plan.parameters) * beside if kind else 0)
+    plan.hash_bytes = sum(f.stat().st_size for s in plan.inputs for f in s.files) if hash_inputs else 0
     plan.write_bytes = sum(entry.nbytes for entry in plan.entries.values()) + _HEADER_ROOM * len(plan.shards)
     plan.peak_bytes = _resident() + plan.buffer_bytes
     plan.seconds = estimate_seconds(plan)
@@ -239,24 +272,29 @@ def _cut(plan: Plan, row: Method, budget: int) -> None:
     for name in plan.merged:
         shape = plan.entries[name].shape
         work = work_dtype(plan, name)
+        statistics = [s.entries[name] for s in plan.statistics if name in s.entries]
+        kind = row.streaming.statistics
+        whole = bool(kind and kind.whole and statistics)
         inputs = sum(TORCH_DTYPES[s.entries[name].dtype].itemsize for s in plan.sources)
+        inputs += 0 if whole else sum(TORCH_DTYPES[entry.dtype].itemsize for entry in statistics)
         mixed = (
             work != TORCH_DTYPES[plan.sources[0].entries[name].dtype]
             or len({s.entries[name].dtype for s in plan.sources}) > 1
         )
         outputs = 3 * work.itemsize + (2 * TORCH_DTYPES[plan.entries[name].dtype].itemsize if mixed else 0)
         copies = 4 * models if mixed else 0
-        cut = row.streaming.cut_of(name, shape, plan.parameters)
+        cut = "tensor" if whole else row.streaming.cut_of(name, shape, plan.parameters)
         pieces = cut_tensor(name, shape, cut, max(1, room // (2 * inputs + copies + outputs)))
         plan.pieces += pieces
         most = max(piece.numel for piece in pieces)
         own = 8 * models * most if cut == "tensor" else 0  # float32 deltas, and as much again
+        own = _SOLVER_BYTES * (most + statistics[0].numel) if whole else own
         extra = max(extra, most * (copies + outputs) + own)
-    sizes = [loaded_bytes(plan.sources, piece) for piece in plan.pieces]
+    sizes = [loaded_bytes(plan.inputs, piece) for piece in plan.pieces]
     fitting = max(1, room // 2)
     plan.slot_bytes = max([1, *(size for size in sizes if size <= fitting)])
     plan.large_bytes = max([0, *(size for size in sizes if size > fitting)])
-    held = sum(source.resident for source in plan.sources)
+    held = sum(source.resident for source in plan.inputs)
     if row.streaming.cut == "model":
         held += 2 * sum(s.entries[n].nbytes for s in plan.sources for n in plan.merged)
     plan.buffer_bytes = 2 * plan.slot_bytes + plan.large_bytes + extra + counter * (plan.bins + 1) * plan.tasks + held
@@ -272,7 +310,7 @@ def _check_space(plan: Plan) -> None:
 
 
 def _describe(plan: Plan, row: Method) -> None:
-    for source in plan.sources:
+    for source in plan.inputs:
         if source.resident:
             plan.notes.append(f"{source.path.name} is no safetensors file: its tensors are held in memory")
         for names in source.tied:
@@ -283,6 +321,9 @@ def _describe(plan: Plan, row: Method) -> None:
         len({s.entries[n].dtype for s in plan.sources}) > 1 for n in plan.merged
     ):
         plan.notes.append("dtypes differ: the arithmetic runs in float32 and is rounded to the output's dtype")
+    if plan.statistics:
+        rest = [name for name in plan.merged if name not in plan.statistics[0].entries]
+        plan.notes += [f"averaged, as they have no {plan.statistics_name}: {', '.join(rest)}"] if rest else []
     if plan.copied:
         plan.notes.append(f"copied from base, and checked to be equal in all models: {', '.join(plan.copied)}")
 

@@ -9,7 +9,7 @@
     [parameters]
     density = 0.2
 
-Relative paths are taken from the recipe's own directory.
+Relative paths, those of fishers and grams too, are taken from the recipe's own directory.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.merging.methods import METHODS
 from taskarith_fast.merging.plan import Plan, plan_merge
 
+# Parameters that are paths, one a task.
+PATH_PARAMETERS = {row.streaming.statistics.parameter for row in METHODS.values() if row.streaming.statistics}
 _LONGEST = 1 << 20  # bytes: a recipe is written by hand
 
 
@@ -49,7 +52,13 @@ class Recipe(BaseModel):
         """Keyword arguments of ``merge_files``, paths taken from `folder`."""
         fields = self.model_dump(exclude={"base", "finetuned", "output", "parameters"})
         places = {"base": folder / self.base, "finetuned": [folder / p for p in self.finetuned]}
-        return {**fields, **self.parameters, **places, "output": str(folder / self.output) + _slash(self.output)}
+        statistics = {
+            name: [folder / path for path in value]
+            for name, value in self.parameters.items()
+            if name in PATH_PARAMETERS and isinstance(value, list) and all(isinstance(path, str) for path in value)
+        }
+        output = str(folder / self.output) + _slash(self.output)
+        return {**fields, **self.parameters, **statistics, **places, "output": output}
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,9 +11,10 @@ from torch import Tensor
 from taskarith_fast.checkpoint.shards import ShardWriter
 from taskarith_fast.checkpoint.sources import TORCH_DTYPES, Source
 from taskarith_fast.errors import CheckpointError
+from taskarith_fast.merging.common import num_threads
 from taskarith_fast.merging.methods import METHODS
 from taskarith_fast.merging.pieces import Piece, cut_tensor
-from taskarith_fast.merging.pipeline import Buffers, WriteBehind, byte_view, loaded_bytes, read_ahead
+from taskarith_fast.merging.pipeline import Buffers, WriteBehind, byte_view, loaded_bytes, read_ahead, read_piece
 from taskarith_fast.merging.plan import Plan, work_dtype
 from taskarith_fast.merging.streaming import FunctionPasses, Passes
 from taskarith_fast.progress import Progress
@@ -42,7 +42,7 @@ def run_plan(plan: Plan, files: ShardWriter, *, device: torch.device, progress: 
         return
     start = method.streaming.start
     threads = torch.get_num_threads() if method.streaming.heavy else share_of_threads()
-    passes: Passes = start(plan) if start else FunctionPasses(method.function, plan.parameters)
+    passes: Passes = start(plan) if start else FunctionPasses(method.function, plan)
     reader = _Reader(plan, device, progress)
     with torch.no_grad(), num_threads(threads), _explaining(reader), WriteBehind(files) as writer:
         passes.survey(reader.read)
@@ -56,19 +56,8 @@ def share_of_threads() -> int:
     return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // 2))
 
 
-@contextmanager
-def num_threads(count: int) -> Iterator[None]:
-    """Run a block on `count` of torch's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class _Reader:
-    """Pieces on the device, in the type of the arithmetic; remembers the one at hand."""
+    """Pieces on the device, the models' in the type of the arithmetic; remembers the one at hand."""
 
     def __init__(self, plan: Plan, device: torch.device, progress: Progress) -> None:
         self.plan, self.device, self.progress = plan, device, progress
@@ -79,13 +68,15 @@ class _Reader:
         pieces = list(pieces)
         if not pieces:
             return
-        total = sum(loaded_bytes(self.plan.sources, piece) for piece in pieces)
+        inputs, models = self.plan.inputs, len(self.plan.sources)
+        total = sum(loaded_bytes(inputs, piece) for piece in pieces)
         with self.progress.stage(f"{label}, MB", total // 10**6) as stage:
-            for piece, tensors in read_ahead(self.plan.sources, pieces, self._buffers):
+            for piece, tensors in read_ahead(inputs, pieces, self._buffers):
                 self.piece = piece
                 dtype = work_dtype(self.plan, piece.name)
-                yield piece, [t.to(device=self.device, dtype=dtype) for t in tensors]
-                stage.advance(loaded_bytes(self.plan.sources, piece) / 10**6)
+                brought = [t.to(device=self.device, dtype=dtype) for t in tensors[:models]]
+                yield piece, brought + [t.to(self.device) for t in tensors[models:]]
+                stage.advance(loaded_bytes(inputs, piece) / 10**6)
 
 
 class _explaining:
@@ -108,7 +99,7 @@ def check_finite(sources: list[Source], name: str) -> None:
     for t, source in enumerate(sources):
         bad, first = 0, -1
         for piece in cut_tensor(name, entry.shape, "element", _COPY_BYTES):
-            flat = _read_whole(source, piece).reshape(-1)
+            flat = read_piece(source, piece).reshape(-1)
             where = (~torch.isfinite(flat)).nonzero().reshape(-1)
             if len(where) and first < 0:
                 first = piece.begin + int(where[0])
@@ -126,12 +117,6 @@ def _out(plan: Plan, name: str, merged: Tensor, base: Tensor) -> Tensor:
     dtype = TORCH_DTYPES[plan.entries[name].dtype]
     out = merged.to(device="cpu", dtype=dtype).contiguous()
     return out.clone() if out.data_ptr() == base.data_ptr() and out.numel() else out
-
-
-def _read_whole(source: Source, piece: Piece) -> Tensor:
-    out = torch.empty(piece.shape, dtype=TORCH_DTYPES[source.entries[piece.name].dtype])
-    source.read(piece.name, piece.begin * out.element_size(), byte_view(out))
-    return out
 
 
 def _copy(plan: Plan, name: str, files: ShardWriter) -> None:

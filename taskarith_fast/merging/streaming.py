@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from taskarith_fast.merging.pieces import Piece
+from taskarith_fast.merging.statistics import Statistics
 
 if TYPE_CHECKING:
     from taskarith_fast.merging.plan import Plan
 
 Shape = tuple[int, ...]
 Parameters = Mapping[str, Any]
-# read(pieces, label) yields each piece with the base's and every fine-tuned model's tensor.
+# read(pieces, label) yields each piece with the base's and every fine-tuned model's tensor, then every task's
+# statistics of it if there are some.
 Read = Callable[[Iterable[Piece], str], Iterator[tuple[Piece, list[Tensor]]]]
 
 
@@ -26,7 +28,7 @@ class Passes(Protocol):
         """Read whatever the method has to know of all tensors before it merges the first."""
 
     def merge(self, piece: Piece, tensors: Sequence[Tensor]) -> Tensor:
-        """Merge one piece: the base's tensor first, then one a task; pieces come in the order of the plan."""
+        """Merge one piece of what `read` yields; pieces come in the order of the plan."""
 
     def revise(self) -> list[Piece]:
         """The pieces to be merged once more, now that all have been seen."""
@@ -40,6 +42,7 @@ class Streaming:
     passes: How often all tensors are read, from the parameters.
     histograms: Whether each task needs counters for a global threshold, from the parameters.
     start: Makes the passes; by default the method's function is called on each piece.
+    statistics: What is read beside the models.
     heavy: Whether arithmetic, and not reading, takes the time: then it runs on all threads.
     """
 
@@ -47,6 +50,7 @@ class Streaming:
     passes: Callable[[Parameters], int] = lambda _: 1
     histograms: Callable[[Parameters], bool] = lambda _: False
     start: Callable[[Plan], Passes] | None = None
+    statistics: Statistics | None = None
     heavy: bool = False
 
     def cut_of(self, name: str, shape: Shape, parameters: Parameters) -> str:
@@ -62,15 +66,23 @@ WHOLE_MODEL = Streaming("model")
 class FunctionPasses:
     """A pure function, called on each piece as if it were a model of one tensor."""
 
-    def __init__(self, function: Callable[..., dict[str, Tensor]], parameters: Parameters) -> None:
-        self._function, self._parameters = function, parameters
+    def __init__(self, function: Callable[..., dict[str, Tensor]], plan: Plan) -> None:
+        self._function, self._plan, self._parameters = function, plan, plan.parameters
 
     def survey(self, read: Read) -> None:
         pass
 
     def merge(self, piece: Piece, tensors: Sequence[Tensor]) -> Tensor:
-        base, *models = ({piece.name: tensor} for tensor in tensors)
-        return self._function(base, models, **self._parameters)[piece.name]
+        base, *models = ({piece.name: tensor} for tensor in tensors[: 1 + self._plan.tasks])
+        statistics = self._statistics(piece.name, tensors[1 + self._plan.tasks :])
+        return self._function(base, models, **self._parameters, **statistics)[piece.name]
 
     def revise(self) -> list[Piece]:
         return []
+
+    def _statistics(self, name: str, tensors: Sequence[Tensor]) -> dict[str, list[dict[str, Tensor]]]:
+        """The argument that brings them: one mapping a task, empty if no task has any of this tensor."""
+        if not self._plan.statistics:
+            return {}
+        tasks = [{name: tensor} for tensor in tensors] or [{} for _ in range(self._plan.tasks)]
+        return {self._plan.statistics_name: tasks}

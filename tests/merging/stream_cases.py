@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import taskarith_fast as ta
+from taskarith_fast.merging import METHODS
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -49,6 +50,40 @@ def write_models(models, folder, shards=1):
             weight_map.update(dict.fromkeys(part, file))
         (paths[-1] / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return paths
+
+
+def make_statistics(method, models, seed=0, skip=()):
+    """The argument that `method` needs besides the models: {"fishers": [...]}, {"grams": [...]}, or nothing."""
+    statistics = METHODS[method].streaming.statistics
+    if statistics is None:
+        return {}
+    g = torch.Generator().manual_seed(seed)
+    names = sorted(name for name, tensor in models[0].items() if tensor.is_floating_point() and name not in skip)
+    make = {"fishers": _make_fisher, "grams": _make_gram}[statistics.parameter]
+    tasks = []
+    for _ in models[1:]:
+        made = {name: make(tuple(models[0][name].shape), g) for name in names}
+        tasks.append({name: tensor for name, tensor in made.items() if tensor is not None})
+    return {statistics.parameter: tasks}
+
+
+def write_statistics(statistics, folder):
+    """The same argument as paths, one file a task."""
+    return {
+        parameter: [ta.save_state_dict(one, folder / f"{parameter}{t}.safetensors") for t, one in enumerate(tasks)]
+        for parameter, tasks in statistics.items()
+    }
+
+
+def _make_fisher(shape, g):
+    return (torch.randn(shape, generator=g).clamp_min(0) * 1e-5).square()
+
+
+def _make_gram(shape, g):
+    if len(shape) != 2 or 0 in shape or shape[1] > 300:
+        return None
+    x = torch.randn(shape[1] // 2 + 1, shape[1], generator=g)
+    return x.T @ x / len(x)
 
 
 def read_output(path):

@@ -6,6 +6,7 @@ import torch
 import taskarith_fast as ta
 from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.merging import METHODS, merge, merge_methods
+from tests.merging.stream_cases import make_statistics
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def models():
 @pytest.mark.parametrize("method", METHODS)
 def test_output_has_the_keys_shapes_and_dtypes_of_the_base(method, models):
     base, finetuned = models
-    merged = merge(base, finetuned, method)
+    merged = merge(base, finetuned, method, **make_statistics(method, [base, *finetuned]))
     assert list(merged) == list(base)
     for name, value in merged.items():
         assert value.shape == base[name].shape and value.dtype == base[name].dtype
@@ -45,7 +46,7 @@ def test_output_has_the_keys_shapes_and_dtypes_of_the_base(method, models):
 def test_half_precision_models_merge(method, dtype, models):
     base, finetuned = models
     half = [{k: v.to(dtype) if v.is_floating_point() else v for k, v in m.items()} for m in (base, *finetuned)]
-    merged = merge(half[0], half[1:], method)
+    merged = merge(half[0], half[1:], method, **make_statistics(method, half))
     assert merged["logit_scale"].dtype == dtype
 
 
@@ -64,9 +65,10 @@ def test_half_precision_models_merge(method, dtype, models):
 )
 def test_models_that_do_not_fit_are_refused_by_name(method, change, message, models):
     base, finetuned = models
+    statistics = make_statistics(method, [base, *finetuned])
     change(finetuned[1])
     with pytest.raises(CheckpointError, match=message) as error:
-        merge(base, finetuned, method)
+        merge(base, finetuned, method, **statistics)
     assert "\n" not in str(error.value)
 
 

@@ -12,7 +12,15 @@ from safetensors.torch import save_file
 import taskarith_fast as ta
 from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.merging.plan import plan_merge
-from tests.merging.stream_cases import assert_same_bytes, in_memory, make_models, read_output, write_models
+from tests.merging.stream_cases import (
+    assert_same_bytes,
+    in_memory,
+    make_models,
+    make_statistics,
+    read_output,
+    write_models,
+    write_statistics,
+)
 
 BIG = [(300, 257), (65, 5, 7), (50_001,), (), (0,), (3, 0), (12,), (2, 40_000)]
 TIES = [
@@ -36,6 +44,10 @@ OTHERS = [
     ("breadcrumbs", {}),
     ("breadcrumbs", {"scope": "tensor"}),
     ("consensus", {}),
+    ("fisher", {"weights": [1, 0.5, 2], "floor": 0.0}),
+    ("fisher", {"normalize": True, "floor": 1e-9, "floor_rule": "add"}),
+    ("regmean", {}),
+    ("regmean", {"off_diagonal": 1.0}),
 ]
 
 
@@ -50,7 +62,9 @@ def models(request, tmp_path_factory):
 @pytest.mark.parametrize(("method", "parameters"), [*(("ties", p) for p in TIES), *OTHERS], ids=str)
 def test_any_cut_gives_the_bytes_of_the_merge_in_memory(method, parameters, models, tmp_path):
     states, files, shards = models
-    expected = in_memory(states, method, **parameters)
+    statistics = make_statistics(method, states)
+    expected = in_memory(states, method, **parameters, **statistics)
+    parameters = parameters | write_statistics(statistics, tmp_path)
     for i, (paths, memory) in enumerate([(files, None), (files, "1MB"), (shards, 100_000)]):
         out = tmp_path / f"{i}.safetensors"
         ta.merge_files(paths[0], paths[1:], out, method=method, memory=memory, hash_inputs=False, **parameters)
