@@ -227,7 +227,7 @@ def _open_statistics(plan: Plan, kind: Statistics, paths: Any, tasks: int) -> No
         if not all(isinstance(path, (str, os.PathLike)) for path in paths):
             raise ArgumentError(f"{kind.parameter} must be paths when files are merged, got {type(paths[0]).__name__}")
         plan.statistics = _open(plan, paths)
-        if plan.sources and plan.statistics and not plan.problems:
+        if plan.sources and plan.statistics:
             base = plan.sources[0].entries
             shapes = {name: base[name].shape for name in base if base[name].dtype in FLOATS}
             plan.problems += kind.misfits(shapes, [source.entries for source in plan.statistics], plan.parameters)

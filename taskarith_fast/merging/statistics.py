@@ -87,14 +87,15 @@ class Statistics:
             given: T mappings name -> dtype and shape.
             parameters: The method's.
         """
-        known = {name for one in given for name in one}
+        known = {name for one in given for name in one} & shapes.keys()
+        labels = [f"{self.parameter}[{t}]" for t in range(len(given))]
         found = []
-        for t, one in enumerate(given):
-            label = f"{self.parameter}[{t}]"
+        for label, one in zip(labels, given, strict=True):
             found += _listed(f"{label} has, unlike the models,", one.keys() - shapes.keys())
-            found += _listed(f"{label} lacks, unlike another task's,", known - one.keys())
-            for name in sorted(one.keys() & shapes.keys()):
+            for name in sorted(one.keys() & known):
                 found += self._entry_misfits(name, shapes[name], one[name], label)
+        for label, one in zip(labels, given, strict=True):
+            found += _listed(f"{label} lacks, unlike another task's,", known - one.keys())
         if self.required(parameters):
             hint = "; pass missing='average' to average what has none"
             found += _listed(f"{self.parameter} lack", shapes.keys() - known, hint)
