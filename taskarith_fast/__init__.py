@@ -28,6 +28,7 @@ _NAMES = {
     "inspect_file": "taskarith_fast.formats.inspection",
     "load_encoder": "taskarith_fast.models",
     "zero_shot_head": "taskarith_fast.models",
+    "gram_matrices": "taskarith_fast.loops.grams",
     "load_tasks": "taskarith_fast.data",
     "TaskarithError": "taskarith_fast.errors",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -29,6 +31,19 @@ def use_fast_linear(model: Model) -> Model:
         if type(module) in fast:
             module.__class__ = fast[type(module)]
     return model
+
+
+@contextmanager
+def fast_linear(model: nn.Module) -> Iterator[None]:
+    """Let a model's dense layers go through `ops.linear` inside a with block only, see `use_fast_linear`."""
+    before = [(module, type(module)) for module in model.modules()]
+    use_fast_linear(model)
+    try:
+        yield
+    finally:
+        for module, kind in before:
+            if type(module) is not kind:
+                module.__class__ = kind
 
 
 class SelfAttention(nn.MultiheadAttention):
