@@ -9,44 +9,26 @@ sweep over ranks and scales needs one decomposition, at the largest rank: `CartF
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from taskarith_fast.errors import ArgumentError
+from taskarith_fast.errors import ArgumentError, check_choice
 from taskarith_fast.merging.arithmetic import average
+from taskarith_fast.merging.cart_blocks import (
+    GROUP,
+    Block,
+    blocks_of,
+    check_scale,
+    is_cart_matrix,
+    rank_of,
+    write_blocks,
+)
 from taskarith_fast.merging.common import State, check_fraction
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
 from taskarith_fast.ops.truncated_svd import check_method, truncated_svd
-from taskarith_fast.ops.weighted_sum import weighted_sum
-
-_BLOCK_WORDS = ("attn", "attention", "mlp", "intermediate.", "output.dense")
-_OTHER_WORDS = ("ln", "norm", "bias")
-_FUSED_WORDS = ("in_proj_weight", "qkv.weight")
-_GROUP = 8  # matrices summed at once: enough work for every thread, little memory
-
-
-def is_cart_matrix(name: str, tensor: Tensor) -> bool:
-    """Tell whether CART decomposes this tensor: a matrix inside a transformer block.
-
-    For open_clip's names this is the official test, "attn" or "mlp" in the name and neither "ln" nor "bias";
-    the other words cover the layers of timm's and Hugging Face's ViTs that carry neither.
-
-    Args:
-        name: The tensor's key.
-        tensor: The tensor; only its shape and dtype are read.
-    """
-    return tensor.is_floating_point() and cart_cut(name, tuple(tensor.shape)) == "tensor"
-
-
-def cart_cut(name: str, shape: tuple[int, ...], parameters: Mapping[str, Any] | None = None) -> str:
-    """What CART must see at once of a floating tensor: a matrix it decomposes is one "tensor", the rest averages."""
-    inside = any(word in name for word in _BLOCK_WORDS) and not any(word in name for word in _OTHER_WORDS)
-    return "tensor" if inside and len(shape) == 2 and 0 not in shape else "element"
 
 
 def cart(
@@ -56,6 +38,7 @@ def cart(
     rank_ratio: float = 0.08,
     scale: float = 1.0,
     energy: float | None = None,
+    order: str = "largest",
     split_qkv: bool = False,
     svd: str = "certified",
 ) -> dict[str, Tensor]:
@@ -68,6 +51,7 @@ def cart(
         scale: lambda, not divided by T; 0 gives the average.
         energy: If given, r is instead the least rank, for each matrix and task, whose squared singular values
             are at least this fraction of their sum, in (0, 1]; `rank_ratio` is then not used.
+        order: "largest" keeps the r largest singular values; "smallest" the r smallest, the paper's figure 2.
         split_qkv: Decompose the query, key and value of a fused projection one by one; by default it is one
             matrix.
         svd: "certified" (excess residual bounded by 1e-5) or "exact" (float64), see `ops.truncated_svd`.
@@ -80,26 +64,44 @@ def cart(
         CheckpointError: If the models do not fit together.
     """
     check_fraction("rank_ratio", rank_ratio)
-    _check_scale(scale)
+    check_scale(scale)
     check_method(svd)
+    check_choice("order", order, ("largest", "smallest"))
     if energy is not None:
         check_fraction("energy", energy)
+        if order == "smallest":
+            raise ArgumentError("energy must be None with order='smallest': it counts from the largest singular value")
     merged = average(base, finetuned)
     if scale == 0 or (energy or rank_ratio) == 1.0:
         return merged
     names = [name for name in base if is_cart_matrix(name, base[name])]
     with torch.no_grad():
-        for i in range(0, len(names), _GROUP):
-            group = names[i : i + _GROUP]
-            blocks = [b for name in group for b in _blocks(merged[name], finetuned, name, split_qkv)]
+        for i in range(0, len(names), GROUP):
+            group = names[i : i + GROUP]
+            blocks = [b for name in group for b in blocks_of(merged[name], finetuned, name, split_qkv)]
             if energy is None:
-                ranks = [_rank(rank_ratio, b.average) for b in blocks]
                 models = [[b.models[t] for b in blocks] for t in range(len(finetuned))]
-                sums = lowrank_sum([b.average for b in blocks], models, ranks, svd=svd)
+                sums = _sums(blocks, models, rank_ratio, order, svd)
             else:
-                sums = [_Factors.of(b, min(b.average.shape), svd).sum_to_energy(energy) for b in blocks]
-            _write(merged, blocks, sums, scale)
+                sums = [_Factors.of(b, min(b.origin.shape), svd).sum_to_energy(energy) for b in blocks]
+            write_blocks(merged, blocks, sums, scale)
     return merged
+
+
+def _sums(
+    blocks: Sequence[Block], models: Sequence[Sequence[Tensor]], rank_ratio: float, order: str, svd: str
+) -> list[Tensor]:
+    """sum_t SVD_r of every block; the deltas add up to 0, so the smallest make up for what the largest others add."""
+    ranks = [rank_of(rank_ratio, block.origin) for block in blocks]
+    origins = [block.origin for block in blocks]
+    if order == "largest":
+        return lowrank_sum(origins, models, ranks, svd=svd)
+    sums = [torch.zeros_like(origin) for origin in origins]
+    for i, (origin, rank) in enumerate(zip(origins, ranks, strict=True)):
+        others = min(origin.shape) - rank
+        if others:
+            sums[i] = lowrank_sum([origin], [[m[i]] for m in models], others, svd=svd)[0].neg_()
+    return sums
 
 
 class CartFactors:
@@ -136,15 +138,15 @@ class CartFactors:
         check_method(svd)
         self.max_rank_ratio = max_rank_ratio
         self._average = average(base, finetuned)
-        self._blocks: list[_Block] = []
+        self._blocks: list[Block] = []
         self._factors: list[_Factors] = []
         self._sums: tuple[float, list[Tensor]] | None = None
         with torch.no_grad():
             for name, mean in self._average.items():
                 if is_cart_matrix(name, mean):
-                    for block in _blocks(mean, finetuned, name, split_qkv):
-                        self._factors.append(_Factors.of(block, _rank(max_rank_ratio, block.average), svd))
-                        self._blocks.append(_Block(block.name, block.rows, block.average, []))
+                    for block in blocks_of(mean, finetuned, name, split_qkv):
+                        self._factors.append(_Factors.of(block, rank_of(max_rank_ratio, block.origin), svd))
+                        self._blocks.append(Block(block.name, block.rows, block.origin, []))
 
     def merge(self, *, rank_ratio: float = 0.08, scale: float = 1.0) -> dict[str, Tensor]:
         """Merge as `cart` does, from the stored factors; the sums of the last `rank_ratio` are kept for other
@@ -158,7 +160,7 @@ class CartFactors:
             ArgumentError: If a parameter is out of its domain.
         """
         check_fraction("rank_ratio", rank_ratio)
-        _check_scale(scale)
+        check_scale(scale)
         if rank_ratio > self.max_rank_ratio:
             raise ArgumentError(f"rank_ratio must be at most max_rank_ratio={self.max_rank_ratio}, got {rank_ratio}")
         merged = {name: tensor.clone() for name, tensor in self._average.items()}
@@ -167,8 +169,8 @@ class CartFactors:
         with torch.no_grad():
             if self._sums is None or self._sums[0] != rank_ratio:
                 pairs = zip(self._blocks, self._factors, strict=True)
-                self._sums = (rank_ratio, [f.sum_to_rank(_rank(rank_ratio, b.average)) for b, f in pairs])
-            _write(merged, self._blocks, self._sums[1], scale)
+                self._sums = (rank_ratio, [f.sum_to_rank(rank_of(rank_ratio, b.origin)) for b, f in pairs])
+            write_blocks(merged, self._blocks, self._sums[1], scale)
         return merged
 
 
@@ -193,16 +195,6 @@ def low_rank_deltas(
 
 
 @dataclass(frozen=True)
-class _Block:
-    """A matrix that is decomposed: rows of a tensor, in float32."""
-
-    name: str
-    rows: slice
-    average: Tensor  # [m, n]
-    models: list[Tensor]  # T of [m, n]
-
-
-@dataclass(frozen=True)
 class _Factors:
     """Truncated deltas of all tasks: left [T, m, r] is U S, right [T, r, n] is Vh."""
 
@@ -210,10 +202,10 @@ class _Factors:
     right: Tensor
 
     @staticmethod
-    def of(block: _Block, rank: int, svd: str) -> _Factors:
-        deltas = torch.empty(len(block.models), *block.average.shape, device=block.average.device)
+    def of(block: Block, rank: int, svd: str) -> _Factors:
+        deltas = torch.empty(len(block.models), *block.origin.shape, device=block.origin.device)
         for delta, model in zip(deltas, block.models, strict=True):
-            torch.sub(model, block.average, out=delta)
+            torch.sub(model, block.origin, out=delta)
         u, s, vh = truncated_svd(deltas, rank, svd=svd)
         return _Factors(u.mul_(s[:, None]), vh)
 
@@ -226,29 +218,3 @@ class _Factors:
         short = kept < energy * kept[:, -1:]
         keep = torch.cat([torch.ones_like(short[:, :1]), short[:, :-1]], 1)  # the one that reaches it is kept
         return (self.left * keep[:, None]).transpose(0, 1).flatten(1) @ self.right.flatten(0, 1)
-
-
-def _blocks(mean: Tensor, finetuned: Sequence[State], name: str, split_qkv: bool) -> list[_Block]:
-    models = [model[name].detach() for model in finetuned]
-    if mean.dtype != torch.float32:  # a rounded mean would leave its rounding in every delta
-        models = [model.float() for model in models]
-        mean = weighted_sum(models[:1], [[model] for model in models], [1.0 / len(models)] * len(models))[0]
-    rows = mean.shape[0]
-    split = split_qkv and any(word in name for word in _FUSED_WORDS) and rows % 3 == 0
-    step = rows // 3 if split else rows
-    slices = [slice(first, first + step) for first in range(0, rows, step)]
-    return [_Block(name, s, mean[s], [model[s] for model in models]) for s in slices]
-
-
-def _write(merged: dict[str, Tensor], blocks: Sequence[_Block], sums: Sequence[Tensor], scale: float) -> None:
-    for block, total in zip(blocks, sums, strict=True):
-        merged[block.name][block.rows] = torch.add(block.average, total, alpha=scale).to(merged[block.name].dtype)
-
-
-def _rank(rank_ratio: float, matrix: Tensor) -> int:
-    return max(1, int(rank_ratio * min(matrix.shape)))
-
-
-def _check_scale(scale: float) -> None:
-    if not math.isfinite(scale):
-        raise ArgumentError(f"scale must be finite, got {scale}")

@@ -13,7 +13,9 @@ from torch import Tensor
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.merging.arithmetic import average, task_arithmetic
 from taskarith_fast.merging.breadcrumbs import breadcrumbs
-from taskarith_fast.merging.cart import cart, cart_cut
+from taskarith_fast.merging.cart import cart
+from taskarith_fast.merging.cart_blocks import cart_cut
+from taskarith_fast.merging.cart_routing import cart_routing
 from taskarith_fast.merging.dare import dare, dare_ties
 from taskarith_fast.merging.learned import AdaMerging, AdaMergingPlusPlus, CartPlusPlus
 from taskarith_fast.merging.fisher import FISHER_STREAMING, fisher
@@ -76,7 +78,10 @@ METHODS = {
 
 
 # Methods that keep one model a task: for ``merge_per_task``.
-PER_TASK = {"tall_mask": Method(tall_mask, "Wang et al. 2024, Localizing task information")}
+PER_TASK = {
+    "tall_mask": Method(tall_mask, "Wang et al. 2024, Localizing task information"),
+    "cart_routing": Method(cart_routing, "Choi et al. 2024, Revisiting weight averaging for model merging, eq. 5"),
+}
 
 # Methods that learn their coefficients from images: for ``adamerge``. The function makes the settings.
 _IMAGES = "a model, heads and unlabelled images: adamerge"
@@ -125,7 +130,7 @@ def merge_per_task(
     Args:
         base: The pre-trained model.
         finetuned: T models fine-tuned from it.
-        method: "tall_mask".
+        method: "tall_mask" or "cart_routing".
         **parameters: The method's own parameters.
 
     Returns:

@@ -123,6 +123,34 @@ def test_energy_keeps_the_least_rank_that_reaches_it():
         torch.testing.assert_close(merged[name], (mean + 1.3 * total).float(), rtol=0, atol=3e-6)
 
 
+@pytest.mark.parametrize("svd", ["certified", "exact"])
+@pytest.mark.parametrize("rank_ratio", [0.01, 0.3, 0.9])
+def test_the_smallest_order_keeps_the_last_triplets(rank_ratio, svd):
+    base, models = _models()
+    base["attn.column"] = torch.randn(5, 1)  # full rank is 1: everything is kept, which is the average
+    for m in models:
+        m["attn.column"] = base["attn.column"] + torch.randn(5, 1)
+    merged = cart(base, models, rank_ratio=rank_ratio, scale=1.5, order="smallest", svd=svd)
+    for name in MATRICES:
+        tensors = [m[name].double() for m in models]
+        mean, total = sum(tensors) / len(tensors), torch.zeros_like(tensors[0])
+        rank = max(1, int(rank_ratio * min(mean.shape)))
+        for t in tensors:
+            u, s, vh = torch.linalg.svd(t - mean, full_matrices=False)
+            total += (u[:, -rank:] * s[-rank:]) @ vh[-rank:]
+        torch.testing.assert_close(merged[name], (mean + 1.5 * total).float(), rtol=0, atol=3e-6)
+    assert torch.equal(merged["attn.column"], average(base, models)["attn.column"])
+
+
+def test_both_orders_together_give_the_average_back():
+    base, models = _models()
+    for name in MATRICES:
+        full = min(base[name].shape)
+        low = cart(base, models, rank_ratio=(full // 3) / full, order="smallest")[name]
+        high = cart(base, models, rank_ratio=(full - full // 3) / full)[name]
+        torch.testing.assert_close(low + high, 2 * average(base, models)[name], rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("split_qkv", [False, True])
 def test_stored_factors_merge_as_cart_does(split_qkv):
     base, models = _models()
@@ -188,6 +216,8 @@ def test_matrices_inside_blocks_are_decomposed(name, decomposed):
         ({"rank_ratio": 1.5}, r"rank_ratio must be in \(0, 1\], got 1.5"),
         ({"energy": 0.0}, r"energy must be in \(0, 1\], got 0.0"),
         ({"scale": float("nan")}, "scale must be finite, got nan"),
+        ({"order": "middle"}, "order must be one of largest, smallest; got 'middle'"),
+        ({"order": "smallest", "energy": 0.5}, "energy must be None with order='smallest'"),
         ({"svd": "fast"}, "svd must be one of certified, exact; got 'fast'"),
     ],
 )

@@ -71,14 +71,15 @@ def test_any_cut_gives_the_bytes_of_the_merge_in_memory(method, parameters, mode
         assert_same_bytes(read_output(out), expected)
 
 
-def test_matrices_are_decomposed_whole(tmp_path):
+@pytest.mark.parametrize("order", ["largest", "smallest"])
+def test_matrices_are_decomposed_whole(order, tmp_path):
     g = torch.Generator().manual_seed(0)
     base = {"attn.w": torch.randn(48, 40, generator=g), "mlp.c_fc.weight": torch.randn(64, 48, generator=g)}
     base["token"] = torch.randn(400, 300, generator=g)
     states = [base] + [{k: v + 0.1 * torch.randn(v.shape, generator=g) for k, v in base.items()} for _ in range(2)]
     paths = write_models(states, tmp_path)
-    ta.merge_files(paths[0], paths[1:], tmp_path / "out", method="cart", memory="200KB", scale=2.0)
-    assert_same_bytes(read_output(tmp_path / "out"), in_memory(states, "cart", scale=2.0))
+    ta.merge_files(paths[0], paths[1:], tmp_path / "out", method="cart", memory="200KB", scale=2.0, order=order)
+    assert_same_bytes(read_output(tmp_path / "out"), in_memory(states, "cart", scale=2.0, order=order))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
