@@ -189,9 +189,9 @@ def low_rank_deltas(
         The average in float32, shape [m, n]; U S, shape [T, m, r]; Vh, shape [T, r, n].
     """
     with torch.no_grad():
-        (block,) = _blocks(mean, finetuned, name, split_qkv=False)
-        factors = _Factors.of(block, _rank(rank_ratio, block.average), svd)
-    return block.average, factors.left, factors.right
+        (block,) = blocks_of(mean, finetuned, name, split_qkv=False)
+        factors = _Factors.of(block, rank_of(rank_ratio, block.origin), svd)
+    return block.origin, factors.left, factors.right
 
 
 @dataclass(frozen=True)

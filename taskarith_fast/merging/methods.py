@@ -17,8 +17,8 @@ from taskarith_fast.merging.cart import cart
 from taskarith_fast.merging.cart_blocks import cart_cut
 from taskarith_fast.merging.cart_routing import cart_routing
 from taskarith_fast.merging.dare import dare, dare_ties
-from taskarith_fast.merging.learned import AdaMerging, AdaMergingPlusPlus, CartPlusPlus
 from taskarith_fast.merging.fisher import FISHER_STREAMING, fisher
+from taskarith_fast.merging.learned import AdaMerging, AdaMergingPlusPlus, CartPlusPlus
 from taskarith_fast.merging.regmean import REGMEAN_STREAMING, regmean
 from taskarith_fast.merging.streaming import BY_TENSOR, ELEMENTWISE, WHOLE_MODEL, Streaming
 from taskarith_fast.merging.tall_mask import consensus, tall_mask
