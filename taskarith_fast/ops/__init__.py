@@ -9,6 +9,10 @@ from taskarith_fast.ops.kth_magnitude import kth_magnitude
 from taskarith_fast.ops.linear import linear
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
 from taskarith_fast.ops.pack_bits import pack_bits
+from taskarith_fast.ops.selected_square_sums import selected_square_sums
+from taskarith_fast.ops.selection import Selection
+from taskarith_fast.ops.sparse_adamw_step_ import sparse_adamw_step_
+from taskarith_fast.ops.sparse_sgd_step_ import sparse_sgd_step_
 from taskarith_fast.ops.tall_mask import tall_mask
 from taskarith_fast.ops.tie_cutoffs import tie_cutoffs
 from taskarith_fast.ops.ties_merge import ties_merge
@@ -21,6 +25,7 @@ from taskarith_fast.ops.weighted_sum_backward import weighted_sum_backward
 from taskarith_fast.ops.where_bits import where_bits
 
 __all__ = [
+    "Selection",
     "breadcrumbs",
     "consensus",
     "count_magnitudes_",
@@ -30,6 +35,9 @@ __all__ = [
     "linear",
     "lowrank_sum",
     "pack_bits",
+    "selected_square_sums",
+    "sparse_adamw_step_",
+    "sparse_sgd_step_",
     "tall_mask",
     "tie_cutoffs",
     "ties_merge",

@@ -1,0 +1,46 @@
+// The arithmetic of AdamW (Loshchilov & Hutter 2019, algorithm 2), operation by operation that of torch.optim.AdamW.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "math/rounded_product.h"
+
+namespace taskarith {
+
+// A step's scalars, folded in double on the host.
+struct AdamWScalars {
+  float factor;        // of the gradient: clipping, loss scale, sign
+  float decay;         // 1 - lr weight_decay
+  float rest1, rest2;  // 1 - beta1, 1 - beta2
+  float beta2;
+  float root2;  // sqrt(1 - beta2^step)
+  float eps;
+  float step;  // -lr / (1 - beta1^step)
+};
+
+inline AdamWScalars fold_adamw(double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step,
+                               float factor) {
+  const double bias1 = 1 - std::pow(beta1, static_cast<double>(step));
+  const double bias2 = 1 - std::pow(beta2, static_cast<double>(step));
+  return {factor,
+          static_cast<float>(1 - lr * weight_decay),
+          static_cast<float>(1 - beta1),
+          static_cast<float>(1 - beta2),
+          static_cast<float>(beta2),
+          static_cast<float>(std::sqrt(bias2)),
+          static_cast<float>(eps),
+          static_cast<float>(-(lr / bias1))};
+}
+
+// Updates the moments m and v; returns the new parameter.
+TASKARITH_HOST_DEVICE float adamw(float p, float grad, float& m, float& v, const AdamWScalars& s) {
+  const float g = rounded_product(grad, s.factor);
+  // From the nearer end, as torch.lerp: beta1 = 0 gives the gradient exactly.
+  m = s.rest1 < 0.5f ? __builtin_fmaf(s.rest1, g - m, m) : __builtin_fmaf(s.rest1 - 1.0f, g - m, g);
+  v = __builtin_fmaf(rounded_product(s.rest2, g), g, rounded_product(v, s.beta2));
+  const float denominator = __builtin_sqrtf(v) / s.root2 + s.eps;
+  return rounded_product(p, s.decay) + rounded_product(s.step, m) / denominator;
+}
+
+}  // namespace taskarith

@@ -1,0 +1,24 @@
+// The arithmetic of SGD with momentum, operation by operation that of torch.optim.SGD.
+#pragma once
+
+#include "math/rounded_product.h"
+
+namespace taskarith {
+
+struct SgdScalars {
+  float factor;  // of the gradient: clipping, loss scale, sign
+  float weight_decay;
+  float momentum;
+  float rest;  // 1 - dampening; 1 in the first step
+  float lr;    // negative
+  bool nesterov;
+};
+
+// Updates the momentum buffer; returns the new parameter.
+TASKARITH_HOST_DEVICE float sgd(float p, float grad, float& buffer, const SgdScalars& s) {
+  const float g = __builtin_fmaf(s.weight_decay, p, rounded_product(grad, s.factor));
+  buffer = __builtin_fmaf(s.rest, g, rounded_product(buffer, s.momentum));
+  return __builtin_fmaf(s.lr, s.nesterov ? __builtin_fmaf(s.momentum, buffer, g) : buffer, p);
+}
+
+}  // namespace taskarith

@@ -1,0 +1,35 @@
+#include "ops/sparse_adamw_step_.h"
+
+namespace taskarith {
+namespace {
+
+TASKARITH_SIMD void adamw_strip(const AdamWScalars& scalars, int64_t n, float* __restrict p, const float* __restrict g,
+                                float* __restrict m, float* __restrict v) {
+  const AdamWScalars s = scalars;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) p[i] = adamw(p[i], g[i], m[i], v[i], s);
+}
+
+void sparse_adamw_step_cpu(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
+                           TensorList masters, TensorList items, TensorList offsets, std::vector<int64_t> streams,
+                           std::optional<Tensor> clip, std::optional<Tensor> grad_scale,
+                           std::optional<Tensor> found_inf, double lr, double beta1, double beta2, double eps,
+                           double weight_decay, int64_t step, bool maximize) {
+  constexpr const char* kOp = "sparse_adamw_step_";
+  const StepLists x =
+      check_sparse_adamw_step(params, grads, exp_avgs, exp_avg_sqs, masters, items, offsets, streams, step);
+  if (found_inf && read_scalar(kOp, *found_inf) != 0) return;
+  const float factor = gradient_factor(kOp, clip, grad_scale, maximize);
+  const AdamWScalars scalars = fold_adamw(lr, beta1, beta2, eps, weight_decay, step, factor);
+  std::vector<float*> m, v;
+  for (const Tensor& state : exp_avgs) m.push_back(state.mutable_data_ptr<float>());
+  for (const Tensor& state : exp_avg_sqs) v.push_back(state.mutable_data_ptr<float>());
+  for_each_step(x, [&](int64_t tensor, int64_t position, int64_t n, float* p, const float* g) {
+    adamw_strip(scalars, n, p, g, m[tensor] + position, v[tensor] + position);
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(taskarith, CPU, m) { m.impl("sparse_adamw_step_", TORCH_BOX(&sparse_adamw_step_cpu)); }
+
+}  // namespace
+}  // namespace taskarith

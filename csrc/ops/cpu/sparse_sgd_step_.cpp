@@ -1,0 +1,37 @@
+#include "ops/sparse_sgd_step_.h"
+
+namespace taskarith {
+namespace {
+
+TASKARITH_SIMD void sgd_strip(const SgdScalars& scalars, int64_t n, float* __restrict p, const float* __restrict g,
+                              float* __restrict buffer) {
+  const SgdScalars s = scalars;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) p[i] = sgd(p[i], g[i], buffer[i], s);
+}
+
+void sparse_sgd_step_cpu(TensorList params, TensorList grads, TensorList buffers, TensorList masters, TensorList items,
+                         TensorList offsets, std::vector<int64_t> streams, std::optional<Tensor> clip,
+                         std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, double lr, double momentum,
+                         double dampening, double weight_decay, bool nesterov, int64_t step, bool maximize) {
+  constexpr const char* kOp = "sparse_sgd_step_";
+  const StepLists x = check_sparse_sgd_step(params, grads, buffers, masters, items, offsets, streams, step);
+  if (found_inf && read_scalar(kOp, *found_inf) != 0) return;
+  const SgdScalars scalars{gradient_factor(kOp, clip, grad_scale, maximize),
+                           static_cast<float>(weight_decay),
+                           buffers.empty() ? 0.0f : static_cast<float>(momentum),
+                           buffers.empty() || step == 1 ? 1.0f : static_cast<float>(1 - dampening),
+                           static_cast<float>(-lr),
+                           nesterov};
+  std::vector<float*> state;
+  for (const Tensor& buffer : buffers) state.push_back(buffer.mutable_data_ptr<float>());
+  for_each_step(x, [&](int64_t tensor, int64_t position, int64_t n, float* p, const float* g) {
+    float none[kSelectionStrip] = {};
+    sgd_strip(scalars, n, p, g, state.empty() ? none : state[tensor] + position);
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(taskarith, CPU, m) { m.impl("sparse_sgd_step_", TORCH_BOX(&sparse_sgd_step_cpu)); }
+
+}  // namespace
+}  // namespace taskarith

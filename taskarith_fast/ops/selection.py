@@ -1,0 +1,92 @@
+"""Which entries of a tensor an operator works on, in the form that the optimizers' kernels read.
+
+A tensor is cut into blocks of 65,536 entries, so that a position in a block takes 16 bits. ``items`` holds, block
+by block and ascending, either positions or, where selected entries mostly follow each other, runs of (first
+position, length - 1) that end with their block. ``offsets`` counts the selected entries and the items before each
+block. Both are empty where every entry is selected. At most two bytes a selected entry and 16 a block.
+
+Values that exist for selected entries only are *compact*: shape [count], in ascending order of the entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taskarith_fast.errors import ArgumentError
+
+BLOCK = 65536
+_RUN = 8  # entries: the mean length from which on runs are faster than positions
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selected entries of one tensor.
+
+    items: Positions, int16 [count] (to be read as unsigned), or runs, int16 [R, 2]; empty: every entry.
+    offsets: Selected entries and items before each block, int64 [blocks + 1, 2]; empty: every entry.
+    numel: Entries of the tensor.
+    count: Selected entries.
+    """
+
+    items: Tensor
+    offsets: Tensor
+    numel: int
+    count: int
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Selection:
+        """The True entries of a bool mask of any shape, in the fastest form for their number and order.
+
+        Raises:
+            ArgumentError: If `mask` is not bool.
+        """
+        if mask.dtype != torch.bool:
+            raise ArgumentError(f"mask must be bool, got {mask.dtype}")
+        numel, index = mask.numel(), mask.reshape(-1).nonzero()[:, 0]
+        if numel and len(index) == numel:
+            none = torch.empty(0, dtype=torch.int16, device=mask.device)
+            return cls(none, none.long(), numel, numel)
+        first = _run_starts(index)
+        if len(index) >= _RUN * len(first):
+            lengths = torch.diff(first, append=first.new_tensor([len(index)]))
+            begins = index[first]
+            items = torch.stack([begins % BLOCK, lengths - 1], 1).to(torch.int16)
+        else:
+            begins, items = index, (index % BLOCK).to(torch.int16)
+        edges = torch.arange(0, numel + BLOCK, BLOCK, device=mask.device)[: -(-numel // BLOCK) + 1]
+        offsets = torch.stack([torch.searchsorted(index, edges), torch.searchsorted(begins, edges)], 1)
+        return cls(items, offsets, numel, len(index))
+
+    def index(self) -> Tensor:
+        """The selected entries of the flattened tensor, int64 [count], ascending."""
+        return flat_index(self.items, self.offsets, self.numel)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this form."""
+        return 2 * self.items.numel() + 8 * self.offsets.numel()
+
+
+def flat_index(items: Tensor, offsets: Tensor, numel: int) -> Tensor:
+    """What ``Selection.index`` gives, from its parts."""
+    if not offsets.numel():
+        return torch.arange(numel, device=items.device)
+    positions = items.long() & 0xFFFF
+    blocks = torch.arange(len(offsets) - 1, device=items.device) * BLOCK
+    starts = torch.repeat_interleave(blocks, torch.diff(offsets[:, 1]))
+    if items.dim() == 1:
+        return starts + positions
+    lengths = positions[:, 1] + 1
+    before = torch.cumsum(lengths, 0) - lengths
+    starts = torch.repeat_interleave(starts + positions[:, 0] - before, lengths)
+    return starts + torch.arange(len(starts), device=items.device)
+
+
+def _run_starts(index: Tensor) -> Tensor:
+    """Where runs of consecutive entries, cut at the ends of blocks, begin in an ascending `index`."""
+    starts = torch.ones(len(index), dtype=torch.bool, device=index.device)
+    starts[1:] = (torch.diff(index) != 1) | (index[1:] % BLOCK == 0)
+    return starts.nonzero()[:, 0]
