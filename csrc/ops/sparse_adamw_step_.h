@@ -6,14 +6,22 @@
 
 namespace taskarith {
 
-inline StepLists check_sparse_adamw_step(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
-                                         const TensorList& exp_avg_sqs, const TensorList& masters,
-                                         const TensorList& items, const TensorList& offsets,
-                                         const std::vector<int64_t>& streams, int64_t step) {
-  StepLists x = check_step("sparse_adamw_step_", params, grads, masters, items, offsets, streams, step);
-  check_compact("sparse_adamw_step_", "exp_avgs", exp_avgs, x);
-  check_compact("sparse_adamw_step_", "exp_avg_sqs", exp_avg_sqs, x);
-  return x;
+struct AdamWLists {
+  StepLists step;
+  std::vector<float*> exp_avgs, exp_avg_sqs;  // [count] each
+};
+
+inline AdamWLists check_sparse_adamw_step(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
+                                          const TensorList& exp_avg_sqs, const TensorList& masters,
+                                          const TensorList& items, const TensorList& offsets,
+                                          const std::vector<int64_t>& streams, int64_t step) {
+  constexpr const char* kOp = "sparse_adamw_step_";
+  STD_TORCH_CHECK(exp_avgs.size() == params.size() && exp_avg_sqs.size() == params.size(), kOp,
+                  ": the moments must have the length of params");
+  const std::vector<Selection> selections = check_selections(kOp, params, items, offsets);
+  return {check_step(kOp, params, grads, masters, selections, streams, step),
+          compact_pointers(kOp, "exp_avgs", exp_avgs, params, selections),
+          compact_pointers(kOp, "exp_avg_sqs", exp_avg_sqs, params, selections)};
 }
 
 }  // namespace taskarith

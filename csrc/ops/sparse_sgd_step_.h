@@ -6,13 +6,18 @@
 
 namespace taskarith {
 
-// buffers: none where there is no momentum.
-inline StepLists check_sparse_sgd_step(const TensorList& params, const TensorList& grads, const TensorList& buffers,
-                                       const TensorList& masters, const TensorList& items, const TensorList& offsets,
-                                       const std::vector<int64_t>& streams, int64_t step) {
-  StepLists x = check_step("sparse_sgd_step_", params, grads, masters, items, offsets, streams, step);
-  if (!buffers.empty()) check_compact("sparse_sgd_step_", "buffers", buffers, x);
-  return x;
+struct SgdLists {
+  StepLists step;
+  std::vector<float*> buffers;  // [count] each; none without momentum
+};
+
+inline SgdLists check_sparse_sgd_step(const TensorList& params, const TensorList& grads, const TensorList& buffers,
+                                      const TensorList& masters, const TensorList& items, const TensorList& offsets,
+                                      const std::vector<int64_t>& streams, int64_t step) {
+  constexpr const char* kOp = "sparse_sgd_step_";
+  const std::vector<Selection> selections = check_selections(kOp, params, items, offsets);
+  return {check_step(kOp, params, grads, masters, selections, streams, step),
+          compact_pointers(kOp, "buffers", buffers, params, selections)};
 }
 
 }  // namespace taskarith

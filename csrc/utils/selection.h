@@ -15,7 +15,8 @@
 namespace taskarith {
 
 constexpr int64_t kSelectionBlock = 65536;  // fixed by the format
-constexpr int64_t kSelectionStrip = 128;    // entries at once; their cache lines stay in the first level
+constexpr int64_t kSelectionStrip = 1024;   // entries at once
+constexpr int64_t kGatherStrip = 128;       // scattered ones: their cache lines stay in the first level
 
 struct Selection {
   const uint16_t* items;
@@ -93,8 +94,8 @@ void for_selected_strips(const Selection& x, int64_t block, const F& f) {
     }
     return;
   }
-  for (; position < to[0]; position += kSelectionStrip)
-    f(Strip{begin, x.items + position, position, std::min(kSelectionStrip, to[0] - position)});
+  for (; position < to[0]; position += kGatherStrip)
+    f(Strip{begin, x.items + position, position, std::min(kGatherStrip, to[0] - position)});
 }
 
 struct StripBuffer {

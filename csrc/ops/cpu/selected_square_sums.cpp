@@ -17,14 +17,15 @@ Tensor selected_square_sums_cpu(TensorList tensors, TensorList items, TensorList
   const std::vector<Selection> x = check_selected_square_sums(tensors, items, offsets, numels);
   tensors = contiguous(tensors);
   std::vector<int64_t> sizes;
+  std::vector<std::pair<const void*, ScalarType>> views;
+  for (const Tensor& t : tensors) views.emplace_back(t.const_data_ptr(), t.scalar_type());
   for (const Selection& s : x) sizes.push_back(s.numel);
   const std::vector<Block> blocks = cut_into_blocks(sizes, kSelectionBlock);
   std::vector<double> sums(blocks.size(), 0.0);
   run_queue<StripBuffer>(static_cast<int64_t>(blocks.size()), [&](StripBuffer& buffer, int64_t j) {
-    const Tensor& tensor = tensors[blocks[j].tensor];
-    for_selected_strips(x[blocks[j].tensor], blocks[j].begin / kSelectionBlock, [&](const Strip& s) {
-      sums[j] += square_sum(load_selected(tensor.const_data_ptr(), tensor.scalar_type(), s, buffer), s.n);
-    });
+    const auto& [data, type] = views[blocks[j].tensor];
+    for_selected_strips(x[blocks[j].tensor], blocks[j].begin / kSelectionBlock,
+                        [&](const Strip& s) { sums[j] += square_sum(load_selected(data, type, s, buffer), s.n); });
   });
   Tensor out = torch::stable::empty({static_cast<int64_t>(tensors.size())}, ScalarType::Double);
   double* totals = out.mutable_data_ptr<double>();

@@ -16,16 +16,13 @@ void sparse_adamw_step_cpu(TensorList params, TensorList grads, TensorList exp_a
                            std::optional<Tensor> found_inf, double lr, double beta1, double beta2, double eps,
                            double weight_decay, int64_t step, bool maximize) {
   constexpr const char* kOp = "sparse_adamw_step_";
-  const StepLists x =
+  const AdamWLists x =
       check_sparse_adamw_step(params, grads, exp_avgs, exp_avg_sqs, masters, items, offsets, streams, step);
   if (found_inf && read_scalar(kOp, *found_inf) != 0) return;
   const float factor = gradient_factor(kOp, clip, grad_scale, maximize);
   const AdamWScalars scalars = fold_adamw(lr, beta1, beta2, eps, weight_decay, step, factor);
-  std::vector<float*> m, v;
-  for (const Tensor& state : exp_avgs) m.push_back(state.mutable_data_ptr<float>());
-  for (const Tensor& state : exp_avg_sqs) v.push_back(state.mutable_data_ptr<float>());
-  for_each_step(x, [&](int64_t tensor, int64_t position, int64_t n, float* p, const float* g) {
-    adamw_strip(scalars, n, p, g, m[tensor] + position, v[tensor] + position);
+  for_each_step(x.step, [&](int64_t tensor, int64_t position, int64_t n, float* p, const float* g) {
+    adamw_strip(scalars, n, p, g, x.exp_avgs[tensor] + position, x.exp_avg_sqs[tensor] + position);
   });
 }
 

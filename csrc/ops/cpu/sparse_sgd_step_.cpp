@@ -15,7 +15,7 @@ void sparse_sgd_step_cpu(TensorList params, TensorList grads, TensorList buffers
                          std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, double lr, double momentum,
                          double dampening, double weight_decay, bool nesterov, int64_t step, bool maximize) {
   constexpr const char* kOp = "sparse_sgd_step_";
-  const StepLists x = check_sparse_sgd_step(params, grads, buffers, masters, items, offsets, streams, step);
+  const SgdLists x = check_sparse_sgd_step(params, grads, buffers, masters, items, offsets, streams, step);
   if (found_inf && read_scalar(kOp, *found_inf) != 0) return;
   const SgdScalars scalars{gradient_factor(kOp, clip, grad_scale, maximize),
                            static_cast<float>(weight_decay),
@@ -23,11 +23,9 @@ void sparse_sgd_step_cpu(TensorList params, TensorList grads, TensorList buffers
                            buffers.empty() || step == 1 ? 1.0f : static_cast<float>(1 - dampening),
                            static_cast<float>(-lr),
                            nesterov};
-  std::vector<float*> state;
-  for (const Tensor& buffer : buffers) state.push_back(buffer.mutable_data_ptr<float>());
-  for_each_step(x, [&](int64_t tensor, int64_t position, int64_t n, float* p, const float* g) {
+  for_each_step(x.step, [&](int64_t tensor, int64_t position, int64_t n, float* p, const float* g) {
     float none[kSelectionStrip] = {};
-    sgd_strip(scalars, n, p, g, state.empty() ? none : state[tensor] + position);
+    sgd_strip(scalars, n, p, g, x.buffers.empty() ? none : x.buffers[tensor] + position);
   });
 }
 
