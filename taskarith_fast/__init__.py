@@ -16,6 +16,8 @@ _NAMES = {
     "load_state_dict": "taskarith_fast.checkpoint",
     "save_state_dict": "taskarith_fast.checkpoint",
     "Masks": "taskarith_fast.masks",
+    "SparseAdamW": "taskarith_fast.optim",
+    "SparseSGD": "taskarith_fast.optim",
     "TaskVector": "taskarith_fast.task_vector",
     "SparseTaskVector": "taskarith_fast.sparse_task_vector",
     "merge": "taskarith_fast.merging",

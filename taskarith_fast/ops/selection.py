@@ -47,8 +47,7 @@ class Selection:
             raise ArgumentError(f"mask must be bool, got {mask.dtype}")
         numel, index = mask.numel(), mask.reshape(-1).nonzero()[:, 0]
         if numel and len(index) == numel:
-            none = torch.empty(0, dtype=torch.int16, device=mask.device)
-            return cls(none, none.long(), numel, numel)
+            return cls.every(mask)
         first = _run_starts(index)
         if len(index) >= _RUN * len(first):
             lengths = torch.diff(first, append=first.new_tensor([len(index)]))
@@ -59,6 +58,12 @@ class Selection:
         edges = torch.arange(0, numel + BLOCK, BLOCK, device=mask.device)[: -(-numel // BLOCK) + 1]
         offsets = torch.stack([torch.searchsorted(index, edges), torch.searchsorted(begins, edges)], 1)
         return cls(items, offsets, numel, len(index))
+
+    @classmethod
+    def every(cls, tensor: Tensor) -> Selection:
+        """All entries of a tensor like `tensor`."""
+        none = torch.empty(0, dtype=torch.int16, device=tensor.device)
+        return cls(none, none.long(), tensor.numel(), tensor.numel())
 
     def index(self) -> Tensor:
         """The selected entries of the flattened tensor, int64 [count], ascending."""
