@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks import adamerge_cases, loop_cases, op_cases, shapes, stream_cases
+from benchmarks import loop_cases, op_cases, shapes, sparse_cases, stream_cases
 from benchmarks.contest import Contest
 
 
@@ -64,6 +65,24 @@ CASES = [
     Case("merge_files/average_vit_b32x8", "weighted_sum", lambda: stream_cases.merge_files("average", 8)),
     Case("adamerge_step/vit_s14_8_x8", "weighted_sum_backward", adamerge_cases.step),
     Case("adamerge_merge/vit_s14_8_x8", "weighted_sum_backward", adamerge_cases.merge_and_gradient),
+    Case(
+        "sparse_adamw_step_/vit_b32_random_0.1",
+        "sparse_adamw_step_",
+        lambda: sparse_cases.adamw_step(0.1),
+        bars={"torch fused AdamW, dense": 1.7, "masked recipe": 8},
+    ),
+    Case(
+        "sparse_adamw_step_/vit_b32_random_0.01",
+        "sparse_adamw_step_",
+        lambda: sparse_cases.adamw_step(0.01),
+        bars={"torch fused AdamW, dense": 8},
+    ),
+    Case(
+        "sparse_adamw_step_/vit_b32_rows_0.1",
+        "sparse_adamw_step_",
+        lambda: sparse_cases.adamw_step(0.1, rows=True),
+        bars={"torch fused AdamW, dense": 5},
+    ),
     Case("cart_grid/vit_b32_block_x8", "lowrank_sum", loop_cases.cart_grid),
     Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
 ]

@@ -37,6 +37,39 @@ class OpCase:
     gradient: tuple[int, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class InPlace:
+    """An in-place operator as a function: it works on copies and gives back the lists that it changed.
+
+    op: The operator as define_op returned it.
+    changed: Indices of the arguments that it changes.
+    """
+
+    op: Any
+    changed: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.op.name
+
+    def absent(self, backend: str) -> str | None:
+        return self.op.absent(backend)
+
+    def overload(self, backend: str) -> Any:
+        return self.op.overload(backend)
+
+    def reference(self, *args: Any) -> list[Tensor]:
+        return self._on_copies(self.op.reference, args)
+
+    def __call__(self, *args: Any, backend: str = "auto") -> list[Tensor]:
+        return self._on_copies(lambda *a: self.op(*a, backend=backend), args)
+
+    def _on_copies(self, run: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
+        copies = [[x.clone() for x in a] if i in self.changed else a for i, a in enumerate(args)]
+        run(*copies)
+        return [x for i in self.changed for x in copies[i]]
+
+
 def all_cases() -> list[OpCase]:
     files = sorted(Path(__file__).parent.glob("case_*.py"))
     return [importlib.import_module(f"tests.ops.{f.stem}").CASE for f in files]

@@ -1,0 +1,79 @@
+"""One optimizer step over the weights of ViT-B/32 of which few are trained: ours, torch's dense one, the papers'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks import shapes
+from benchmarks.contest import Contest
+from taskarith_fast.masks import Masks
+from taskarith_fast.optim import SparseAdamW
+
+_OPTIONS = {"lr": 1e-5, "weight_decay": 0.1}
+
+
+def adamw_step(density: float, rows: bool = False) -> Contest:
+    """AdamW on a `density` of the entries of the 48 matrices, at random or in whole rows; prints the state's bytes."""
+    base, _ = shapes.models(shapes.vit_b32_matrices(12), 0)
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(b.shape, generator=generator).mul_(1e-3) for b in base]
+    masks = [torch.rand((*b.shape[:1], 1) if rows else b.shape, generator=generator) < density for b in base]
+    masks = [mask.expand(b.shape) for mask, b in zip(masks, base, strict=True)]
+    numel = sum(b.numel() for b in base)
+    ours, step = _sparse(base, grads, masks)
+    step()
+    print(f"  state: {ours.state_bytes / numel:.3f} bytes a weight (dense: 8), at most {10 * density + 1 / 32:.3f}")
+    return Contest(
+        ours={"taskarith_fast": step},
+        baselines={"torch fused AdamW, dense": _fused(base, grads), "masked recipe": _recipe(base, grads, masks)},
+        bytes_moved=_touched(masks),
+    )
+
+
+def _parameters(base: list[Tensor], grads: list[Tensor]) -> list[torch.nn.Parameter]:
+    parameters = [torch.nn.Parameter(b.clone()) for b in base]
+    for p, grad in zip(parameters, grads, strict=True):
+        p.grad = grad
+    return parameters
+
+
+def _sparse(base: list[Tensor], grads: list[Tensor], masks: list[Tensor]) -> tuple[SparseAdamW, Callable[[], object]]:
+    named = {str(i): p for i, p in enumerate(_parameters(base, grads))}
+    packed = Masks.pack({str(i): mask.contiguous() for i, mask in enumerate(masks)})
+    optimizer = SparseAdamW(named.items(), packed, **_OPTIONS)
+    return optimizer, optimizer.step
+
+
+def _fused(base: list[Tensor], grads: list[Tensor]) -> Callable[[], object]:
+    return torch.optim.AdamW(_parameters(base, grads), fused=True, **_OPTIONS).step
+
+
+def _recipe(base: list[Tensor], grads: list[Tensor], masks: list[Tensor]) -> Callable[[], object]:
+    """The published optimizer: full moments, and a 0/1 score that multiplies decay and step."""
+    parameters = _parameters(base, grads)
+    scores = [mask.float() for mask in masks]
+    moments = [(torch.zeros_like(b), torch.zeros_like(b)) for b in base]
+    lr, decay, beta1, beta2, count = _OPTIONS["lr"], _OPTIONS["weight_decay"], 0.9, 0.999, 0
+
+    @torch.no_grad()
+    def step() -> None:
+        nonlocal count
+        count += 1
+        size, root = lr / (1 - beta1**count), (1 - beta2**count) ** 0.5
+        for p, s, (m, v) in zip(parameters, scores, moments, strict=True):
+            assert p.grad is not None
+            p.mul_(1 - s * lr * decay)
+            m.lerp_(p.grad, 1 - beta1)
+            v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+            p.sub_(s * size * (m / ((v.sqrt() / root).add_(1e-8))))
+
+    return step
+
+
+def _touched(masks: list[Tensor]) -> int:
+    """Bytes of the cache lines of parameter (read, written) and gradient that hold a selected entry, and the state."""
+    lines = sum(int(mask.reshape(-1, 16).any(1).sum()) for mask in masks)
+    return 3 * 64 * lines + 18 * sum(int(mask.sum()) for mask in masks)
