@@ -37,9 +37,9 @@ inline AdamWScalars fold_adamw(double lr, double beta1, double beta2, double eps
 TASKARITH_HOST_DEVICE float adamw(float p, float grad, float& m, float& v, const AdamWScalars& s) {
   const float g = rounded_product(grad, s.factor);
   // From the nearer end, as torch.lerp: beta1 = 0 gives the gradient exactly.
-  m = s.rest1 < 0.5f ? __builtin_fmaf(s.rest1, g - m, m) : __builtin_fmaf(s.rest1 - 1.0f, g - m, g);
-  v = __builtin_fmaf(rounded_product(s.rest2, g), g, rounded_product(v, s.beta2));
-  const float denominator = __builtin_sqrtf(v) / s.root2 + s.eps;
+  m = s.rest1 < 0.5f ? fmaf(s.rest1, g - m, m) : fmaf(s.rest1 - 1.0f, g - m, g);
+  v = fmaf(rounded_product(s.rest2, g), g, rounded_product(v, s.beta2));
+  const float denominator = sqrtf(v) / s.root2 + s.eps;
   return rounded_product(p, s.decay) + rounded_product(s.step, m) / denominator;
 }
 

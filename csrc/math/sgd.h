@@ -16,9 +16,9 @@ struct SgdScalars {
 
 // Updates the momentum buffer; returns the new parameter.
 TASKARITH_HOST_DEVICE float sgd(float p, float grad, float& buffer, const SgdScalars& s) {
-  const float g = __builtin_fmaf(s.weight_decay, p, rounded_product(grad, s.factor));
-  buffer = __builtin_fmaf(s.rest, g, rounded_product(buffer, s.momentum));
-  return __builtin_fmaf(s.lr, s.nesterov ? __builtin_fmaf(s.momentum, buffer, g) : buffer, p);
+  const float g = fmaf(s.weight_decay, p, rounded_product(grad, s.factor));
+  buffer = fmaf(s.rest, g, rounded_product(buffer, s.momentum));
+  return fmaf(s.lr, s.nesterov ? fmaf(s.momentum, buffer, g) : buffer, p);
 }
 
 }  // namespace taskarith

@@ -4,6 +4,8 @@
 // counter j / 8, third counter word `step` and the tensor's key.
 #pragma once
 
+#include <cmath>
+
 #include "math/philox.h"
 #include "utils/convert.h"
 
@@ -26,7 +28,7 @@ TASKARITH_HOST_DEVICE float round_to_float16(float x, uint32_t random) {
   const float units = __builtin_bit_cast(float, bits) * inverse;
   const float whole = static_cast<float>(static_cast<int32_t>(units));
   const float up = units - whole > static_cast<float>(random) * 0x1p-16f ? 1.0f : 0.0f;
-  return __builtin_copysignf((whole + up) * quantum, x);
+  return copysignf((whole + up) * quantum, x);
 }
 
 inline void round_at_random(float* x, int64_t n, ScalarType type, uint64_t key, uint32_t step, int64_t position) {

@@ -18,7 +18,7 @@ from torch import Tensor
 from taskarith_fast.errors import ArgumentError
 
 BLOCK = 65536
-_RUN = 8  # entries: the mean length from which on runs are faster than positions
+_RUN = 32  # entries: the mean length from which on runs are faster than positions
 
 
 @dataclass(frozen=True)

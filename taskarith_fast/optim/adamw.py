@@ -9,9 +9,9 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.masks import Masks
-from taskarith_fast.ops.sparse_adamw_step_ import sparse_adamw_step_
+from taskarith_fast.ops.sparse_adamw_step_ import OP
 from taskarith_fast.optim.base import SparseOptimizer
-from taskarith_fast.optim.entries import Precision
+from taskarith_fast.optim.entries import Batch, Precision
 
 
 class SparseAdamW(SparseOptimizer):
@@ -70,17 +70,7 @@ class SparseAdamW(SparseOptimizer):
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         return "exp_avg", "exp_avg_sq"
 
-    def _update(self, group: dict[str, Any], tensors: list[Tensor], lists: dict[str, Any]) -> None:
-        sparse_adamw_step_(
-            tensors,
-            [self._gradient(p) for p in tensors],  # type: ignore[misc]
-            [self.state[p]["exp_avg"] for p in tensors],
-            [self.state[p]["exp_avg_sq"] for p in tensors],
-            [self._entries[p].selection for p in tensors],
-            lr=float(group["lr"]),
-            betas=tuple(group["betas"]),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            maximize=group["maximize"],
-            **lists,
-        )
+    def _update(self, group: dict[str, Any], batch: Batch, scalars: tuple[Tensor | None, ...]) -> None:
+        moments = batch.state("exp_avg"), batch.state("exp_avg_sq")
+        options = (float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"])
+        OP(batch.params, batch.grads, *moments, *batch.lists, *scalars, *options, batch.step, group["maximize"])

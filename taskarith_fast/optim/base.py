@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from torch.autograd.graph import increment_version
 
 from taskarith_fast.errors import ArgumentError, check_choice
 from taskarith_fast.masks import Masks
-from taskarith_fast.optim.entries import Entry, Precision, trained
+from taskarith_fast.optim.entries import Batch, Entry, Precision, trained
 from taskarith_fast.optim.gradients import gradient_of, has_compact, square_sums
 
-_OWN = ("masks", "nonfinite", "skipped_steps", "_precision", "_entries", "_clip", "_stepped")
+_OWN = ("masks", "nonfinite", "skipped_steps", "_precision", "_entries", "_clip")
 
 
 class SparseOptimizer(torch.optim.Optimizer):
@@ -84,9 +84,9 @@ class SparseOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = [p for p in self._entries if self._gradient(p, found_inf is not None) is not None]
-        if found_inf is not None or self._all_finite(parameters):
-            self._advance(parameters, self._clip, grad_scale, found_inf)
+        grads = self._gradients(self._entries, found_inf is not None)
+        if found_inf is not None or self._all_finite(grads):
+            self._advance(grads, (self._clip, grad_scale, found_inf))
         self._clip = None
         return loss
 
@@ -119,10 +119,10 @@ class SparseOptimizer(torch.optim.Optimizer):
             raise ArgumentError(f"max_norm must be positive, got {max_norm}")
         if self._stepped is not None:
             raise ArgumentError("clipping needs all gradients at once; step_in_backward has used them up")
-        parameters = [p for p in self._entries if self._gradient(p) is not None]
-        if over == "all" and any(has_compact(p) for p in parameters):
+        grads = self._gradients(self._entries)
+        if over == "all" and any(has_compact(p) for p in grads):
             raise ArgumentError("over='all' needs dense gradients, got compact_grad; use over='selected'")
-        norm = self._square_sums(parameters, over).sum().sqrt()
+        norm = self._square_sums(grads, over).sum().sqrt()
         self._clip = (max_norm / (norm + 1e-6)).clamp(max=1.0).float()
         return norm.float()
 
@@ -162,70 +162,60 @@ class SparseOptimizer(torch.optim.Optimizer):
                 self.state[p].update({k: v.to(p.device, copy=True) for k, v in saved.items() if k != "step"})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in _OWN}}
+        own = {name: getattr(self, name) for name in _OWN}
+        return {**super().__getstate__(), **own, "_stepped": None}  # a copy's parameters have no hooks
 
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Names of the compact float32 states of a group's parameters."""
         raise NotImplementedError
 
-    def _update(self, group: dict[str, Any], tensors: list[Tensor], lists: dict[str, Any]) -> None:
-        """Step `tensors`, which are at the same step; `lists` holds the operator's keyword arguments."""
+    def _update(self, group: dict[str, Any], batch: Batch, scalars: tuple[Tensor | None, ...]) -> None:
+        """Step a batch; `scalars` are clip, grad_scale and found_inf on its device."""
         raise NotImplementedError
 
-    def _gradient(self, parameter: Tensor, scaled: bool = False) -> Tensor | None:
-        return gradient_of(parameter, self._entries[parameter], scaled)
+    def _gradients(self, parameters: Iterable[Tensor], scaled: bool = False) -> dict[Tensor, Tensor]:
+        """The gradients, dense or compact, of those of `parameters` that have one."""
+        found = {p: gradient_of(p, self._entries[p], scaled) for p in parameters}
+        return {p: grad for p, grad in found.items() if grad is not None}
 
-    def _square_sums(self, parameters: list[Tensor], over: str) -> Tensor:
-        found = [(self._gradient(p), self._entries[p].selection) for p in parameters]
-        return square_sums([(grad, selection) for grad, selection in found if grad is not None], over)
+    def _square_sums(self, grads: dict[Tensor, Tensor], over: str) -> Tensor:
+        return square_sums([(grad, self._entries[p].selection) for p, grad in grads.items()], over)
 
-    def _all_finite(self, parameters: list[Tensor]) -> bool:
+    def _all_finite(self, grads: dict[Tensor, Tensor]) -> bool:
         if self.nonfinite == "propagate":
             return True
-        bad = (~self._square_sums(parameters, "selected").isfinite()).nonzero()
+        bad = (~self._square_sums(grads, "selected").isfinite()).nonzero()
         if len(bad) and self.nonfinite == "error":
-            raise ArgumentError(f"the gradient of {self._entries[parameters[int(bad[0])]].name} is not finite")
+            raise ArgumentError(f"the gradient of {self._entries[list(grads)[int(bad[0])]].name} is not finite")
         self.skipped_steps += len(bad) > 0
         return not len(bad)
 
-    def _advance(
-        self,
-        parameters: list[Tensor],
-        clip: Tensor | None = None,
-        grad_scale: Tensor | None = None,
-        found_inf: Tensor | None = None,
-    ) -> None:
-        """Step `parameters`, those of a group, a device and a step number together."""
-        chosen = set(parameters)
-        stepped = []
+    def _advance(self, grads: dict[Tensor, Tensor], scalars: tuple[Tensor | None, ...] = (None, None, None)) -> None:
+        """Step the parameters that have a gradient; `scalars` are clip, grad_scale and found_inf."""
+        steps: list[Tensor] = []
         for group in self.param_groups:
-            for step, tensors in self._batches(group, chosen):
-                device = tensors[0].device
-                scalars = {"clip": clip, "grad_scale": grad_scale, "found_inf": found_inf}
-                moved = {name: None if x is None else x.to(device) for name, x in scalars.items()}
-                entries = [self._entries[p] for p in tensors]
-                masters = [self.state[p]["master"] for p in tensors if "master" in self.state[p]]
-                streams = [entry.stream for entry in entries if entry.stream is not None]
-                self._update(group, tensors, {"step": step, "masters": masters, "streams": streams, **moved})
-                increment_version(tensors)
-                stepped += tensors
+            for batch in self._batches(group, grads):
+                device = batch.params[0].device
+                self._update(group, batch, tuple(None if x is None else x.to(device) for x in scalars))
+                increment_version(batch.params)
+                steps += [state["step"] for state in batch.states]
+        found_inf = scalars[-1]
         if found_inf is not None and found_inf.item():  # read last: the kernels are under way
             self.skipped_steps += 1
-            return
-        for p in stepped:
-            self.state[p]["step"] += 1
+        elif steps:
+            torch._foreach_add_(steps, 1)
 
-    def _batches(self, group: dict[str, Any], chosen: set[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-        """The next step's number and the parameters of `group` that take it together."""
-        batches: dict[tuple[Any, ...], list[Tensor]] = {}
+    def _batches(self, group: dict[str, Any], grads: dict[Tensor, Tensor]) -> Iterable[Batch]:
+        """The parameters of `group` in batches of one step number, device and kind of rounding."""
+        batches: dict[tuple[Any, ...], Batch] = {}
         for p in group["params"]:
             entry = self._entries[p]
-            if p in chosen and entry.selection.count:
+            if p in grads and entry.selection.count:
                 state = self.state[p] or self._new_state(p, self._moments(group))
-                key = (int(state["step"]) + 1, p.device, entry.master, entry.stream is None)
-                batches.setdefault(key, []).append(p)
-        for key, tensors in batches.items():
-            yield key[0], tensors
+                step = int(state["step"]) + 1
+                key = (step, p.device, entry.master, entry.stream is None)
+                batches.setdefault(key, Batch(step)).add(p, grads[p], state, entry)
+        return batches.values()
 
     def _new_state(self, parameter: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
         """Zero moments [count], the master weights [count]; the step is a tensor, as torch's."""
@@ -246,8 +236,9 @@ class SparseOptimizer(torch.optim.Optimizer):
                 f"{name} had its step: step_in_backward cannot accumulate; call step() after backward()"
             )
         self._stepped.add(parameter)
-        if self._gradient(parameter) is not None and self._all_finite([parameter]):
-            self._advance([parameter])
+        grads = self._gradients([parameter])
+        if self._all_finite(grads):
+            self._advance(grads)
         parameter.grad = None
 
     def _end_of_backward(self, closure: Callable[[], Any] | None, found_inf: Tensor | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,38 @@ class Entry:
     digest: str
     master: bool
     stream: int | None
+
+
+@dataclass
+class Batch:
+    """Parameters that take one call of a step operator together: L of each, in order.
+
+    step: Number of the step.
+    lists: What the operators take between states and scalars: masters, items, offsets, streams.
+    """
+
+    step: int
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Tensor]] = field(default_factory=list)
+    lists: tuple[list[Any], ...] = field(default_factory=lambda: ([], [], [], []))
+
+    def add(self, parameter: Tensor, grad: Tensor, state: dict[str, Tensor], entry: Entry) -> None:
+        """Add a parameter."""
+        self.params.append(parameter)
+        self.grads.append(grad)
+        self.states.append(state)
+        masters, items, offsets, streams = self.lists
+        items.append(entry.selection.items)
+        offsets.append(entry.selection.offsets)
+        if entry.master:
+            masters.append(state["master"])
+        if entry.stream is not None:
+            streams.append(entry.stream)
+
+    def state(self, name: str) -> list[Tensor]:
+        """One state of every parameter, [count] each."""
+        return [state[name] for state in self.states]
 
 
 @dataclass(frozen=True)

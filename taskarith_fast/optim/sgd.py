@@ -9,9 +9,9 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.masks import Masks
-from taskarith_fast.ops.sparse_sgd_step_ import sparse_sgd_step_
+from taskarith_fast.ops.sparse_sgd_step_ import OP
 from taskarith_fast.optim.base import SparseOptimizer
-from taskarith_fast.optim.entries import Precision
+from taskarith_fast.optim.entries import Batch, Precision
 
 
 class SparseSGD(SparseOptimizer):
@@ -66,14 +66,8 @@ class SparseSGD(SparseOptimizer):
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()
 
-    def _update(self, group: dict[str, Any], tensors: list[Tensor], lists: dict[str, Any]) -> None:
-        options = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
-        sparse_sgd_step_(
-            tensors,
-            [self._gradient(p) for p in tensors],  # type: ignore[misc]
-            [self.state[p]["momentum_buffer"] for p in tensors] if group["momentum"] else [],
-            [self._entries[p].selection for p in tensors],
-            lr=float(group["lr"]),
-            **{name: group[name] for name in options},
-            **lists,
-        )
+    def _update(self, group: dict[str, Any], batch: Batch, scalars: tuple[Tensor | None, ...]) -> None:
+        buffers = batch.state("momentum_buffer") if group["momentum"] else []
+        names = ("momentum", "dampening", "weight_decay", "nesterov")
+        options = (float(group["lr"]), *(group[name] for name in names))
+        OP(batch.params, batch.grads, buffers, *batch.lists, *scalars, *options, batch.step, group["maximize"])
