@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from benchmarks import adamerge_cases, loop_cases, op_cases, shapes, stream_cases
-from benchmarks import loop_cases, op_cases, shapes, sparse_cases, stream_cases
+from benchmarks import adamerge_cases, loop_cases, op_cases, shapes, sparse_cases, stream_cases
 from benchmarks.contest import Contest
 
 
