@@ -5,9 +5,12 @@ from taskarith_fast.ops.consensus import consensus
 from taskarith_fast.ops.count_magnitudes_ import count_magnitudes_
 from taskarith_fast.ops.count_nonfinite import count_nonfinite
 from taskarith_fast.ops.dare import dare
+from taskarith_fast.ops.fisher_diag_ import fisher_diag_
+from taskarith_fast.ops.fisher_diag_elementwise_ import fisher_diag_elementwise_
 from taskarith_fast.ops.kth_magnitude import kth_magnitude
 from taskarith_fast.ops.linear import linear
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
+from taskarith_fast.ops.masked_wgrad_ import masked_wgrad, masked_wgrad_, row_starts
 from taskarith_fast.ops.pack_bits import pack_bits
 from taskarith_fast.ops.selected_square_sums import selected_square_sums
 from taskarith_fast.ops.selection import Selection
@@ -31,13 +34,18 @@ __all__ = [
     "count_magnitudes_",
     "count_nonfinite",
     "dare",
+    "fisher_diag_",
+    "fisher_diag_elementwise_",
     "kth_magnitude",
     "linear",
     "lowrank_sum",
+    "masked_wgrad",
+    "masked_wgrad_",
     "pack_bits",
     "selected_square_sums",
     "sparse_adamw_step_",
     "sparse_sgd_step_",
+    "row_starts",
     "tall_mask",
     "tie_cutoffs",
     "ties_merge",
