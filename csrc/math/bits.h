@@ -9,6 +9,13 @@ namespace taskarith {
 
 constexpr int64_t packed_size(int64_t numel) { return (numel + 7) / 8; }
 
+// The n <= 57 bits from bit `first` on, in a mask of `size` bytes.
+inline uint64_t bits_at(const uint8_t* bits, int64_t size, int64_t first, int64_t n) {
+  uint64_t word = 0;
+  std::memcpy(&word, bits + first / 8, static_cast<size_t>(size - first / 8 < 8 ? size - first / 8 : 8));
+  return word >> (first % 8) & ((uint64_t{1} << n) - 1);
+}
+
 // Eight bytes of 0 or 1 to eight bits: the product moves byte i to bit 56 + i.
 inline uint8_t pack_eight(const uint8_t* flags) {
   uint64_t bytes;

@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "math/aligned_buffer.h"
-#include "math/simd_vector.h"
+#include "math/register_tile.h"
 
 namespace taskarith {
 
@@ -67,36 +67,25 @@ struct Tile {
 template <class T, class Isa>
 TASKARITH_INLINE void multiply_tile(int64_t depth, const T* __restrict a, int64_t a_row, int64_t a_col,
                                     const T* __restrict b, const Tile<T>& tile) {
-  using V = typename Vector<T, Isa::kBytes>::Type;
-  using U = typename Vector<T, Isa::kBytes>::Unaligned;
-  constexpr int kRows = Isa::kRows, kLanes = Vector<T, Isa::kBytes>::kLanes, kCols = 2 * kLanes;
-  V acc[kRows][2] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    const V b0 = *reinterpret_cast<const V*>(b + k * kCols), b1 = *reinterpret_cast<const V*>(b + k * kCols + kLanes);
-#pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-      const T x = a[r * a_row + k * a_col];
-      acc[r][0] += x * b0;
-      acc[r][1] += x * b1;
-    }
-  }
+  using Registers = RegisterTile<T, Isa>;
+  using V = typename Registers::V;
+  using Unaligned = typename Registers::Unaligned;
+  constexpr int kRows = Registers::kRows, kCols = Registers::kCols;
+  Registers registers;
+  registers.multiply(depth, a, a_row, a_col, b);
   if (tile.rows >= kRows && tile.cols >= kCols) {
-#pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) {
-        U* c = reinterpret_cast<U*>(tile.c + r * tile.ldc + h * kLanes);
-        V v = acc[r][h] * tile.alpha;
-        if (tile.add) v += *c;
-        *c = v;
-      }
+    registers.for_each([&](const V& acc, int r, int j) __attribute__((always_inline)) {
+      Unaligned* c = reinterpret_cast<Unaligned*>(tile.c + r * tile.ldc + j);
+      V v = acc * tile.alpha;
+      if (tile.add) v += *c;
+      *c = v;
+    });
     return;
   }
   alignas(64) T edge[kRows * kCols];
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) *reinterpret_cast<V*>(edge + r * kCols + h * kLanes) = acc[r][h] * tile.alpha;
+  registers.for_each([&](const V& acc, int r, int j) __attribute__((always_inline)) {
+    *reinterpret_cast<V*>(edge + r * kCols + j) = acc * tile.alpha;
+  });
   for (int64_t r = 0; r < std::min<int64_t>(kRows, tile.rows); ++r)
     for (int64_t j = 0; j < std::min<int64_t>(kCols, tile.cols); ++j) {
       T* c = tile.c + r * tile.ldc + j;
