@@ -24,14 +24,7 @@ struct RowMatrix {  // [rows, columns] of a storage type, contiguous
 
 namespace outer_detail {
 
-constexpr int64_t kPackedBytes = 8 << 20;  // of packed operands, or one group
-constexpr int64_t kPanelsOfBlock = 8;      // row panels that share one pass over the columns
-
-// Packed as [group][panel][row of the group][kWidth]: panels of columns side by side, zero beyond the last one.
-struct Packed {
-  float* data;
-  int64_t group_rows;
-};
+constexpr int64_t kPackedBytes = 8 << 20;  // of operands packed at a time, or one group
 
 struct Shape {
   int64_t rows = 0, columns = 0;  // of the best register tile
@@ -45,6 +38,16 @@ struct AskShape {
   }
 };
 
+// Row n of x as floats, or the m chosen columns of it; `scratch` has room for twice the row.
+inline const float* load_row(const RowMatrix& x, int64_t n, const int64_t* chosen, int64_t m, float* scratch) {
+  const float* const row = load_block(x.data, x.type, n * x.columns, x.columns, scratch);
+  if (!chosen) return row;
+  float* const gathered = scratch + x.columns;
+  for (int64_t i = 0; i < m; ++i) gathered[i] = row[chosen[i]];
+  return gathered;
+}
+
+// Packed as [group][panel][row of the group][kWidth]: panels of columns, zero beyond the last one; this is one row.
 template <int kWidth>
 TASKARITH_INLINE void pack_row(const float* __restrict row, int64_t columns, float* __restrict to, int64_t panel_size) {
   const int64_t whole = columns / kWidth;
@@ -68,24 +71,19 @@ struct PackRows {
     for (int64_t n = first; n < last; ++n) {
       const int64_t group = n / group_rows, depth = std::min(group_rows, rows - group * group_rows);
       const int64_t s = n - group * group_rows;
-      const float* row = load_block(a.data, a.type, (first_row + n) * a.columns, a.columns, scratch);
-      if (chosen) {
-        float* const gathered = scratch + a.columns;
-        for (int64_t i = 0; i < m; ++i) gathered[i] = row[chosen[i]];
-        row = gathered;
-      }
+      const float* row = load_row(a, first_row + n, chosen, m, scratch);
       pack_row<kRows>(row, m, packed_a + group * group_rows * round_up(m, kRows) + s * kRows, depth * kRows);
-      row = load_block(b.data, b.type, (first_row + n) * b.columns, b.columns, scratch);
+      row = load_row(b, first_row + n, nullptr, b.columns, scratch);
       pack_row<kCols>(row, b.columns, packed_b + group * group_rows * round_up(b.columns, kCols) + s * kCols,
                       depth * kCols);
     }
   }
 };
 
-// The tiles of some row panels, group after group.
+// The tiles of one row panel, group after group.
 template <class Consumer>
-struct BlockOfTiles {
-  int64_t m, n, group_rows, rows, first, last;  // rows of tiles [first, last) of [0, m)
+struct RowOfTiles {
+  int64_t m, n, group_rows, rows, i;
   const float *packed_a, *packed_b;
   Consumer* consumer;
 
@@ -94,16 +92,15 @@ struct BlockOfTiles {
     using Tile = RegisterTile<float, Isa>;
     for (int64_t start = 0; start < rows; start += group_rows) {
       const int64_t depth = std::min(group_rows, rows - start);
-      const float* const a = packed_a + start * round_up(m, Tile::kRows);
+      const float* const a = packed_a + start * round_up(m, Tile::kRows) + i * depth;
       const float* const b = packed_b + start * round_up(n, Tile::kCols);
-      consumer->start_group(first, last);
-      for (int64_t j = 0; j < n; j += Tile::kCols)
-        for (int64_t i = first; i < last; i += Tile::kRows) {
-          if (!consumer->template wants<Tile>(i, j)) continue;
-          Tile tile;
-          tile.multiply(depth, a + i * depth, 1, Tile::kRows, b + j * depth);
-          consumer->take(tile, i, j);
-        }
+      consumer->start_group(i, std::min<int64_t>(m, i + Tile::kRows));
+      for (int64_t j = 0; j < n; j += Tile::kCols) {
+        if (!consumer->template wants<Tile>(i, j)) continue;
+        Tile tile;
+        tile.multiply(depth, a, 1, Tile::kRows, b + j * depth);
+        consumer->take(tile, i, j);
+      }
     }
   }
 };
@@ -117,9 +114,9 @@ struct OuterTiles {
   const int64_t* chosen;  // [m] columns of a, ascending; null: all
   int64_t m;
 
-  // For each group, in order, each Consumer (made by `make`, used by one thread at a time) gets some rows of tiles:
-  //   start_group(first, last)   the tile rows that follow are in [first, last) of [0, m)
-  //   wants<Tile>(i, j)          whether the tile whose first entry is (i, j) is to be computed
+  // A Consumer, made by `make` and used by one thread, gets a row of tiles; for each group, in order:
+  //   start_group(first, last)   the tiles hold rows [first, last) of [0, m)
+  //   wants<Tile>(i, j)          whether the tile whose first entry is (i, j) is to be computed, j ascending
   //   take(tile, i, j)           the finished tile; entries beyond m or n are zero
   // Packs at most 8 MiB of operands at a time, or one group, as floats.
   template <class Make>
@@ -134,19 +131,17 @@ struct OuterTiles {
     AlignedBuffer<float> buffer_a, buffer_b;
     float* const packed_a = buffer_a.reserve(chunk * padded_a);
     float* const packed_b = buffer_b.reserve(chunk * padded_b);
-    const int64_t panels = padded_a / tile.rows, threads = torch::stable::get_num_threads();
-    const int64_t step = std::clamp<int64_t>(panels / (4 * threads), 1, kPanelsOfBlock) * tile.rows;
     for (int64_t start = 0; start < rows; start += chunk) {
       const int64_t size = std::min(chunk, rows - start);
       parallel_ranges(size, [&](int64_t first, int64_t last) {
         AlignedBuffer<float> scratch;
         run_best(PackRows{a, b, chosen, m, group_rows, size, first, last, start, packed_a, packed_b,
-                          scratch.reserve(std::max(a.columns + m, b.columns))});
+                          scratch.reserve(2 * std::max(a.columns, b.columns))});
       });
-      run_queue<char>((m + step - 1) / step, [&](char&, int64_t block) {
+      run_queue<char>(padded_a / tile.rows, [&](char&, int64_t panel) {
         auto consumer = make();
-        run_best(BlockOfTiles<decltype(consumer)>{m, b.columns, group_rows, size, block * step,
-                                                  std::min(m, (block + 1) * step), packed_a, packed_b, &consumer});
+        run_best(RowOfTiles<decltype(consumer)>{m, b.columns, group_rows, size, panel * tile.rows, packed_a, packed_b,
+                                                &consumer});
       });
     }
   }

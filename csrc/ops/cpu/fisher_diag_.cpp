@@ -28,12 +28,13 @@ struct AddSquares {
       return;
     }
     alignas(64) float edge[Tile::kRows * Tile::kCols];
-    tile.for_each([&](const V& acc, int r, int c) __attribute__((always_inline)) {
-      *reinterpret_cast<V*>(edge + r * Tile::kCols + c) = acc * acc * scale;
-    });
+    tile.for_each([&](const V& acc, int r, int c)
+                      __attribute__((always_inline)) { *reinterpret_cast<V*>(edge + r * Tile::kCols + c) = acc; });
     for (int64_t r = 0; r < std::min<int64_t>(Tile::kRows, m - i); ++r)
-      for (int64_t c = 0; c < std::min<int64_t>(Tile::kCols, n - j); ++c)
-        fisher[(i + r) * n + j + c] += edge[r * Tile::kCols + c];
+      for (int64_t c = 0; c < std::min<int64_t>(Tile::kCols, n - j); ++c) {
+        const float gradient = edge[r * Tile::kCols + c];
+        fisher[(i + r) * n + j + c] += gradient * gradient * scale;
+      }
   }
 };
 
