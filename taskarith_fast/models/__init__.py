@@ -1,6 +1,7 @@
 """Image encoders, their heads, and the names of their parameters."""
 
 from taskarith_fast.models.backbone import fetch_backbone, load_backbone
+from taskarith_fast.models.compact import compact_gradients
 from taskarith_fast.models.encoders import load_clip, load_encoder
 from taskarith_fast.models.heads import Head, random_head, zero_shot_head
 from taskarith_fast.models.parameters import LINEAR_LAYER_SETS, is_linear_layer, linear_layer_names
@@ -11,6 +12,7 @@ __all__ = [
     "Head",
     "VisionTransformer",
     "VitConfig",
+    "compact_gradients",
     "fetch_backbone",
     "is_linear_layer",
     "linear_layer_names",
