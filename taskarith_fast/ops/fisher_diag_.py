@@ -26,9 +26,10 @@ STORAGE = (torch.float32, torch.bfloat16, torch.float16)
 
 def fisher_diag_reference(fisher: Tensor, x: Tensor, grad_y: Tensor, scale: float) -> None:
     """Sample by sample, in float32; fisher is [o, k], x [B, S, k], grad_y [B, S, o]."""
-    for inputs, cotangents in zip(x.float(), grad_y.float(), strict=True):
-        gradient = cotangents.t() @ inputs
-        fisher.addcmul_(gradient, gradient, value=scale)
+    with torch.autocast(x.device.type, enabled=False):
+        for inputs, cotangents in zip(x.float(), grad_y.float(), strict=True):
+            gradient = cotangents.t() @ inputs
+            fisher.addcmul_(gradient, gradient, value=scale)
 
 
 def fisher_diag_fake(fisher: Tensor, x: Tensor, grad_y: Tensor, scale: float) -> None:

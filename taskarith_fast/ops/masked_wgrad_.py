@@ -28,7 +28,8 @@ SCHEMA = "(Tensor(a!) values, Tensor x, Tensor grad_y, Tensor mask, Tensor row_s
 
 def masked_wgrad_reference(values: Tensor, x: Tensor, grad_y: Tensor, mask: Tensor, row_starts: Tensor) -> None:
     """The whole gradient in float32, then the selected entries; x is [N, k], grad_y [N, o]."""
-    gradient = grad_y.float().t() @ x.float()
+    with torch.autocast(x.device.type, enabled=False):
+        gradient = grad_y.float().t() @ x.float()
     values += gradient.flatten()[unpack_reference(mask, gradient.numel())]
 
 

@@ -46,6 +46,20 @@ def test_fisher_is_not_the_square_of_the_batchs_gradient():
     assert fisher_diag_(torch.zeros(1, 1), x, grad_y).item() == 2
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_autocast_does_not_lower_the_precision(backend):
+    x, grad_y = torch.randn(2, 3, 10), torch.randn(2, 3, 6)
+    _, bits, starts = _packed()
+    runs = (
+        lambda: fisher_diag_(torch.zeros(6, 10), x, grad_y, backend=backend),
+        lambda: masked_wgrad(x, grad_y, bits, starts, backend=backend),
+    )
+    for run in runs:
+        plain = run()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(run(), plain)
+
+
 @pytest.mark.parametrize("tokens", [(), (6,), (2, 3)])
 def test_the_dimensions_between_are_a_samples_tokens(tokens):
     x, grad_y = torch.randn(3, *tokens, 8), torch.randn(3, *tokens, 4)
