@@ -1,5 +1,6 @@
 """Every operator of the package; one module an operator, of the same name."""
 
+from taskarith_fast.ops.bottom_k_mask import bottom_k_mask
 from taskarith_fast.ops.breadcrumbs import breadcrumbs
 from taskarith_fast.ops.consensus import consensus
 from taskarith_fast.ops.count_magnitudes_ import count_magnitudes_
@@ -29,6 +30,7 @@ from taskarith_fast.ops.where_bits import where_bits
 
 __all__ = [
     "Selection",
+    "bottom_k_mask",
     "breadcrumbs",
     "consensus",
     "count_magnitudes_",

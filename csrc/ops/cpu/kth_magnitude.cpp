@@ -1,13 +1,13 @@
 #include "ops/kth_magnitude.h"
 
 #include <atomic>
-#include <cmath>
 #include <deque>
 #include <functional>
 #include <limits>
 #include <mutex>
 #include <optional>
 
+#include "math/rank_select.h"
 #include "math/ties_scan.h"
 #include "utils/parallel.h"
 
@@ -80,35 +80,6 @@ int64_t end_of_rank(const std::vector<uint32_t>& bits, uint32_t value, int64_t r
   return i;
 }
 
-struct Selected {
-  uint32_t value;
-  int64_t above, equal;  // entries greater than, and equal to, the value
-};
-
-// The rank-th largest (from 1) of all entries, which lie in [low, high]: one histogram, then one of its bins.
-Selected select_rank(const std::vector<const std::vector<uint32_t>*>& parts, uint32_t low, uint32_t high,
-                     int64_t rank) {
-  constexpr uint32_t kBins = 4096;
-  int shift = 0;
-  while (((high - low) >> shift) >= kBins) ++shift;
-  std::vector<int64_t> histogram(kBins, 0);
-  for (const auto* part : parts)
-    for (const uint32_t bits : *part) ++histogram[(bits - low) >> shift];
-  uint32_t bin = kBins - 1;
-  int64_t above = 0;
-  for (; rank > above + histogram[bin]; --bin) above += histogram[bin];
-  std::vector<uint32_t> chosen;
-  chosen.reserve(histogram[bin] + 1);
-  for (const auto* part : parts)
-    for (const uint32_t bits : *part)
-      if ((bits - low) >> shift == bin) chosen.push_back(bits);
-  const auto kth = chosen.begin() + (rank - above - 1);
-  std::nth_element(chosen.begin(), kth, chosen.end(), std::greater<>());
-  const uint32_t value = *kth;
-  above += std::count_if(chosen.begin(), kth, [&](uint32_t bits) { return bits > value; });
-  return {value, above, std::count(chosen.begin(), chosen.end(), value)};
-}
-
 // At most kBlock elements: materialize them.
 Kth select_small(const Views& x, int64_t t, const Segment& segment) {
   if (segment.k == 0) return {};
@@ -125,13 +96,6 @@ Kth select_small(const Views& x, int64_t t, const Segment& segment) {
   for (const uint32_t b : bits) above += b > kth, equal += b == kth;
   const int64_t kept = segment.k - above;
   return {kth, kept == equal ? segment.numel : end_of_rank(bits, kth, kept)};
-}
-
-uint64_t mix(uint64_t x) {  // a counter-based random number (SplitMix64's finalizer)
-  x += 0x9E3779B97F4A7C15ull;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-  return x ^ (x >> 31);
 }
 
 // Magnitudes at one random line of each stretch of the segment, the same lines for every task. [T, sample]
@@ -159,17 +123,8 @@ std::vector<std::vector<uint32_t>> draw_sample(const Views& x, const Segment& se
   return sample;
 }
 
-// Sample quantiles five standard deviations on either side of k / n (and ten ranks, for k near 1 or n): the bracket
-// then holds the threshold but for unlucky layouts, and 0.8 % of the entries at density 0.2.
 Bracket bracket_of(const std::vector<uint32_t>& sample, const Segment& segment) {
-  const int64_t size = static_cast<int64_t>(sample.size());
-  const double q = static_cast<double>(segment.k) / static_cast<double>(segment.numel);
-  const double rank = q * static_cast<double>(size);
-  const double margin = 5 * std::sqrt(rank * (1 - q)) + 10;
-  const int64_t high = static_cast<int64_t>(std::floor(rank - margin));
-  const int64_t low = static_cast<int64_t>(std::ceil(rank + margin));
-  return {low <= size ? select_rank({&sample}, 0, kNan, low).value : 0,
-          high >= 1 ? select_rank({&sample}, 0, kNan, high).value : kAbove};
+  return bracket_rank(sample, segment.k, segment.numel, kNan, kAbove);
 }
 
 struct BlockScan {
