@@ -28,6 +28,7 @@ _NAMES = {
     "convert_file": "taskarith_fast.formats.conversion",
     "convert_names": "taskarith_fast.formats.convert",
     "inspect_file": "taskarith_fast.formats.inspection",
+    "fisher_diagonal": "taskarith_fast.loops.fisher",
     "load_encoder": "taskarith_fast.models",
     "zero_shot_head": "taskarith_fast.models",
     "gram_matrices": "taskarith_fast.loops.grams",

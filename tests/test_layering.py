@@ -14,7 +14,7 @@ LAYERS = {
     "__main__": 7,
     "cli": 6,
     "loops": 5,
-    "merging": 4, "linearize": 4, "optim": 4, "analysis": 4, "models": 4, "data": 4,
+    "merging": 4, "linearize": 4, "optim": 4, "analysis": 4, "models": 4, "data": 4, "capture": 4,
     "task_vector": 3, "sparse_task_vector": 3, "masks": 3,
     "checkpoint": 2, "formats": 2,
     "ops": 1, "kernels": 1,

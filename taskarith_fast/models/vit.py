@@ -124,12 +124,15 @@ class VisionTransformer(nn.Module):
 
     def forward_tokens(self, images: Tensor) -> Tensor:
         """Return the tokens after blocks and final norm, class token first, shape [B, 1 + patches, d]."""
+        return self.ln_post(self.transformer(self.embed(images)))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the tokens before the blocks, class token first, shape [B, 1 + patches, d]."""
         patches = self.conv1(images)  # [B, h, w, d]
         batch, rows, columns, width = patches.shape
         cls_position, grid = self.positions(rows, columns)
         cls = (self.class_embedding + cls_position).expand(batch, 1, width)
-        x = torch.cat([cls, patches.reshape(batch, rows * columns, width) + grid], dim=1)
-        return self.ln_post(self.transformer(x))
+        return torch.cat([cls, patches.reshape(batch, rows * columns, width) + grid], dim=1)
 
     def positions(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Return the class position, shape [d], and those of rows x columns patches, shape [h w, d]."""

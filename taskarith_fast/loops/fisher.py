@@ -1,0 +1,201 @@
+r"""Fisher diagonals of whole models: F_j = (1/n) sum_x E_y [ (d log p(y|x) / d theta_j)^2 ] (Matena 2022, section 3).
+
+Squares are those of each sample's own gradient. One backward pass serves a batch, because samples do not interact, and
+no parameter's gradient is ever formed: layers hand their inputs and output gradients to ``ops.fisher_diag_``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskarith_fast.capture import observe
+from taskarith_fast.errors import ArgumentError, check_choice
+from taskarith_fast.loops.runtime import device_of
+from taskarith_fast.ops import fisher_diag_, fisher_diag_elementwise_
+from taskarith_fast.progress import SILENT, Progress
+
+LABELS = ("exact", "sampled", "label", "mergelm")
+TARGETS = ("logprob", "logit")
+
+
+def fisher_diagonal(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    labels: str = "exact",
+    target: str = "logprob",
+    head: Callable[[Tensor], Tensor] | None = None,
+    names: Iterable[str] | None = None,
+    seed: int = 0,
+    batch_split: int | None = None,
+    checkpoint_activations: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Average the squared per-sample gradients of a classifier's outputs over images.
+
+    Memory: one float32 a parameter observed, and the activations of one forward pass.
+
+    Args:
+        model: Maps images [B, 3, H, W] to logits [B, C], or to features if `head` is given; see ``capture.observe``
+            for the models that are understood. It is run in evaluation mode and left as it was.
+        batches: Yields images [B, 3, H, W], normalised as the model wants them, or tuples (images, labels, ...).
+        labels: Over which classes: "exact" (the expectation over p(y|x), C backward passes), "sampled" (one class drawn
+            from p(y|x) for each image, one pass), "label" (the given one: the empirical Fisher). "mergelm" is what
+            published merging code computes, the square of the batch's summed gradient of sum_c sqrt(p_c) log p_c
+            over the number of images: no Fisher diagonal, for comparison only.
+        target: "logprob" (log p_y), or "logit" (z_y itself, as the code of TaLoS has it).
+        head: Maps features to logits; its parameters are not observed.
+        names: Parameters of the model to observe; None means all.
+        seed: Seed of the sampled classes; image i of the run has the same draw whatever the batches' sizes.
+        batch_split: Most images a forward pass; None takes the batches as they come. No effect but rounding, except
+            for "mergelm", where it is refused.
+        checkpoint_activations: Compute the transformer blocks twice, and keep only their inputs.
+        progress: Shows a bar.
+
+    Returns:
+        Name -> shape of the parameter, float32, not negative.
+
+    Raises:
+        ArgumentError: If an argument is out of its domain, a parameter is used in a way that no rule covers, there is
+            no image, or logits are not finite.
+    """
+    scoring = Scoring(labels, target, batch_split, checkpoint_activations)
+    own = dict(model.named_parameters())
+    squares = Squares({name: own[name] for name in (own if names is None else names) if name in own})
+    images = add_squares(
+        model, batches, squares, scoring=scoring, head=head, names=names, seed=seed, progress=progress or SILENT
+    )
+    for name, fisher in squares.fisher.items():
+        if not bool(fisher.div_(images).isfinite().all()):
+            raise ArgumentError(f"{name}: its Fisher diagonal must be finite, got NaN or infinity; look at the weights")
+    return squares.fisher
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How gradients are drawn; arguments as fisher_diagonal's."""
+
+    labels: str
+    target: str
+    batch_split: int | None = None
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("labels", self.labels, LABELS)
+        check_choice("target", self.target, TARGETS)
+        if self.batch_split is not None and self.batch_split < 1:
+            raise ArgumentError(f"batch_split must be at least 1, got {self.batch_split}")
+        if self.labels == "mergelm" and (self.batch_split is not None or self.target != "logprob"):
+            raise ArgumentError("labels='mergelm' squares the gradient of a whole batch of log-probabilities; "
+                                "it takes neither batch_split nor target='logit'")  # fmt: skip
+
+
+class Squares:
+    """Sums of squared per-sample gradients, by parameter; an observer for ``capture.observe``."""
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        self.fisher = {name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in like.items()}
+
+    def dense(self, name: str, x: Tensor, grad_y: Tensor) -> None:
+        fisher_diag_(self.fisher[name], x, grad_y)
+
+    def elementwise(self, name: str, grad_y: Tensor, x: Tensor | None) -> None:
+        fisher_diag_elementwise_(self.fisher[name], grad_y, x)
+
+
+def add_squares(
+    model: nn.Module,
+    batches: Iterable[Any],
+    squares: Squares,
+    *,
+    scoring: Scoring,
+    head: Callable[[Tensor], Tensor] | None = None,
+    names: Iterable[str] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> int:
+    """Add every image's squares, and return how many images there were; arguments as fisher_diagonal and observe."""
+    generator = torch.Generator().manual_seed(seed)
+    device, count = device_of(model), 0
+    whole = scoring.labels == "mergelm"
+    options: dict[str, Any] = {"checkpoint": scoring.checkpoint, "whole_batch": whole, "tensors": tensors}
+    with observe(model, squares, names=names, **options) as capture:
+        for images, given in progress.track(_parts(batches, scoring.batch_split), "fisher", _length(batches, scoring)):
+            outputs = capture.forward(images.to(device))
+            logits = outputs if head is None else head(outputs)
+            _check_logits(logits, images)
+            cotangents = list(_cotangents(logits.detach(), given, scoring, generator))
+            for i, cotangent in enumerate(cotangents, start=1):
+                capture.backward(logits, cotangent, retain_graph=i < len(cotangents))
+            count += len(images)
+    if not count:
+        raise ArgumentError("batches must yield at least one image, got none; a generator can be used only once")
+    return count
+
+
+def _parts(batches: Iterable[Any], split: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images and labels of the batches, at most `split` at a time."""
+    for batch in batches:
+        images, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
+        for start in range(0, len(images), split or max(1, len(images))):
+            part = slice(start, start + (split or len(images)))
+            yield images[part], None if labels is None else labels[part]
+
+
+def _length(batches: Any, scoring: Scoring) -> int | None:
+    return len(batches) if scoring.batch_split is None and hasattr(batches, "__len__") else None
+
+
+def _check_logits(logits: Any, images: Tensor) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ArgumentError(f"model (and head) must map images to logits [B={len(images)}, C], got {found}")
+    if not bool(logits.isfinite().all()):
+        raise ArgumentError("logits must be finite, got NaN or infinity; look at the weights and the images")
+
+
+def _cotangents(logits: Tensor, given: Tensor | None, scoring: Scoring, generator: torch.Generator) -> Iterator[Tensor]:
+    """Gradients by the logits [B, C] whose pull-backs are to be squared and added."""
+    z = logits.float()
+    p = z.softmax(dim=-1)
+    if scoring.labels == "mergelm":
+        roots = p.sqrt()
+        yield (roots - p * roots.sum(dim=-1, keepdim=True)).to(logits.dtype)
+        return
+    base = -p if scoring.target == "logprob" else torch.zeros_like(p)  # d log p_y = e_y - p, d z_y = e_y
+    if scoring.labels == "exact":
+        for c in range(p.shape[1]):
+            cotangent = base.clone()
+            cotangent[:, c] += 1
+            yield (cotangent * p[:, c : c + 1].sqrt()).to(logits.dtype)
+        return
+    classes = _sample(p, generator) if scoring.labels == "sampled" else _checked_labels(given, p)
+    yield base.scatter_add(1, classes[:, None], torch.ones_like(p)).to(logits.dtype)
+
+
+def _sample(p: Tensor, generator: torch.Generator) -> Tensor:
+    """One class a row, drawn from the row's probabilities by one number each, shape [B]."""
+    uniform = torch.rand(len(p), 1, generator=generator, dtype=torch.float64).to(p.device)
+    cumulative = p.double().cumsum(dim=-1)
+    return (cumulative <= uniform * cumulative[:, -1:]).sum(dim=-1).clamp(max=p.shape[1] - 1)
+
+
+def _checked_labels(labels: Tensor | None, p: Tensor) -> Tensor:
+    rows, classes = p.shape
+    if labels is None:
+        raise ArgumentError("labels='label' needs batches of (images, labels), got images alone")
+    if labels.shape != (rows,) or labels.is_floating_point():
+        raise ArgumentError(
+            f"batches: labels must be integers of shape [B={rows}], got {labels.dtype} {list(labels.shape)}"
+        )
+    if rows and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ArgumentError(
+            f"batches: labels must be in [0, C={classes}), got {int(labels.min())} to {int(labels.max())}"
+        )
+    return labels.long().to(p.device)
