@@ -62,7 +62,7 @@ def _conv2d(
     groups: int = 1,
 ) -> Use | None:
     """A convolution whose windows do not overlap: a dense layer on patches."""
-    kernel = tuple(weight.shape[-2:])
+    kernel = (weight.shape[-2], weight.shape[-1])
     plain = _pair(stride) == kernel and _pair(dilation) == (1, 1) and groups == 1 and input.dim() == 4
     if not plain or (padding != "valid" and _pair(padding) != (0, 0)):
         return None

@@ -7,20 +7,17 @@ no parameter's gradient is ever formed: layers hand their inputs and output grad
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from taskarith_fast.capture import observe
-from taskarith_fast.errors import ArgumentError, check_choice
+from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.runtime import device_of
+from taskarith_fast.loops.scoring import Scoring, cotangents
 from taskarith_fast.ops import fisher_diag_, fisher_diag_elementwise_
 from taskarith_fast.progress import SILENT, Progress
-
-LABELS = ("exact", "sampled", "label", "mergelm")
-TARGETS = ("logprob", "logit")
 
 
 def fisher_diagonal(
@@ -76,25 +73,6 @@ def fisher_diagonal(
     return squares.fisher
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """How gradients are drawn; arguments as fisher_diagonal's."""
-
-    labels: str
-    target: str
-    batch_split: int | None = None
-    checkpoint: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("labels", self.labels, LABELS)
-        check_choice("target", self.target, TARGETS)
-        if self.batch_split is not None and self.batch_split < 1:
-            raise ArgumentError(f"batch_split must be at least 1, got {self.batch_split}")
-        if self.labels == "mergelm" and (self.batch_split is not None or self.target != "logprob"):
-            raise ArgumentError("labels='mergelm' squares the gradient of a whole batch of log-probabilities; "
-                                "it takes neither batch_split nor target='logit'")  # fmt: skip
-
-
 class Squares:
     """Sums of squared per-sample gradients, by parameter; an observer for ``capture.observe``."""
 
@@ -130,9 +108,9 @@ def add_squares(
             outputs = capture.forward(images.to(device))
             logits = outputs if head is None else head(outputs)
             _check_logits(logits, images)
-            cotangents = list(_cotangents(logits.detach(), given, scoring, generator))
-            for i, cotangent in enumerate(cotangents, start=1):
-                capture.backward(logits, cotangent, retain_graph=i < len(cotangents))
+            pulled = list(cotangents(logits.detach(), given, scoring, generator))
+            for i, cotangent in enumerate(pulled, start=1):
+                capture.backward(logits, cotangent, retain_graph=i < len(pulled))
             count += len(images)
     if not count:
         raise ArgumentError("batches must yield at least one image, got none; a generator can be used only once")
@@ -158,44 +136,3 @@ def _check_logits(logits: Any, images: Tensor) -> None:
         raise ArgumentError(f"model (and head) must map images to logits [B={len(images)}, C], got {found}")
     if not bool(logits.isfinite().all()):
         raise ArgumentError("logits must be finite, got NaN or infinity; look at the weights and the images")
-
-
-def _cotangents(logits: Tensor, given: Tensor | None, scoring: Scoring, generator: torch.Generator) -> Iterator[Tensor]:
-    """Gradients by the logits [B, C] whose pull-backs are to be squared and added."""
-    z = logits.float()
-    p = z.softmax(dim=-1)
-    if scoring.labels == "mergelm":
-        roots = p.sqrt()
-        yield (roots - p * roots.sum(dim=-1, keepdim=True)).to(logits.dtype)
-        return
-    base = -p if scoring.target == "logprob" else torch.zeros_like(p)  # d log p_y = e_y - p, d z_y = e_y
-    if scoring.labels == "exact":
-        for c in range(p.shape[1]):
-            cotangent = base.clone()
-            cotangent[:, c] += 1
-            yield (cotangent * p[:, c : c + 1].sqrt()).to(logits.dtype)
-        return
-    classes = _sample(p, generator) if scoring.labels == "sampled" else _checked_labels(given, p)
-    yield base.scatter_add(1, classes[:, None], torch.ones_like(p)).to(logits.dtype)
-
-
-def _sample(p: Tensor, generator: torch.Generator) -> Tensor:
-    """One class a row, drawn from the row's probabilities by one number each, shape [B]."""
-    uniform = torch.rand(len(p), 1, generator=generator, dtype=torch.float64).to(p.device)
-    cumulative = p.double().cumsum(dim=-1)
-    return (cumulative <= uniform * cumulative[:, -1:]).sum(dim=-1).clamp(max=p.shape[1] - 1)
-
-
-def _checked_labels(labels: Tensor | None, p: Tensor) -> Tensor:
-    rows, classes = p.shape
-    if labels is None:
-        raise ArgumentError("labels='label' needs batches of (images, labels), got images alone")
-    if labels.shape != (rows,) or labels.is_floating_point():
-        raise ArgumentError(
-            f"batches: labels must be integers of shape [B={rows}], got {labels.dtype} {list(labels.shape)}"
-        )
-    if rows and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ArgumentError(
-            f"batches: labels must be in [0, C={classes}), got {int(labels.min())} to {int(labels.max())}"
-        )
-    return labels.long().to(p.device)
