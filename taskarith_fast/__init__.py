@@ -25,6 +25,7 @@ _NAMES = {
     "merge_methods": "taskarith_fast.merging",
     "merge_per_task": "taskarith_fast.merging",
     "plan_merge": "taskarith_fast.merging.plan",
+    "calibrate": "taskarith_fast.loops.calibrate",
     "convert_file": "taskarith_fast.formats.conversion",
     "convert_names": "taskarith_fast.formats.convert",
     "inspect_file": "taskarith_fast.formats.inspection",

@@ -108,9 +108,9 @@ def add_squares(
             outputs = capture.forward(images.to(device))
             logits = outputs if head is None else head(outputs)
             _check_logits(logits, images)
-            pulled = list(cotangents(logits.detach(), given, scoring, generator))
-            for i, cotangent in enumerate(pulled, start=1):
-                capture.backward(logits, cotangent, retain_graph=i < len(pulled))
+            passes = scoring.passes(logits.shape[1])
+            for i, cotangent in enumerate(cotangents(logits.detach(), given, scoring, generator), start=1):
+                capture.backward(logits, cotangent, retain_graph=i < passes)
             count += len(images)
     if not count:
         raise ArgumentError("batches must yield at least one image, got none; a generator can be used only once")

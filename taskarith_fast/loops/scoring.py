@@ -38,6 +38,10 @@ class Scoring:
                 "it takes neither batch_split nor target='logit'"
             )
 
+    def passes(self, classes: int) -> int:
+        """Backward passes a batch."""
+        return classes if self.labels == "exact" else 1
+
 
 def cotangents(logits: Tensor, given: Tensor | None, scoring: Scoring, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield the gradients by the logits whose pull-backs are to be squared and added.
