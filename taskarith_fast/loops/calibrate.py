@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from taskarith_fast.errors import ArgumentError, check_choice
 from taskarith_fast.loops.fisher import Squares, add_squares
-from taskarith_fast.loops.scoring import Scoring
+from taskarith_fast.loops.scoring import TARGETS, Scoring
 from taskarith_fast.masks import Masks
 from taskarith_fast.models.maskable import maskable_names
 from taskarith_fast.ops import bottom_k_mask, where_bits
@@ -86,6 +86,7 @@ def calibrate(
     total = sum(w.numel() for w in weights.values())
     keep = _count(density, total)
     if method == "talos":
+        check_choice("score", score, TARGETS)
         scoring = Scoring(labels, score, batch_split, checkpoint_activations)
         _check_rounds(batches, rounds, soft_mask)
         bits = _talos(

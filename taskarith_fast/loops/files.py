@@ -88,10 +88,10 @@ def calibrate_to_file(
     config = _configured(CALIBRATE_PRESETS, preset, settings)
     check_destination(output, overwrite)
     options, place = config.options(), resolve_device(config.device)
+    if config.method == "talos" and (task is None or head is None):
+        raise ArgumentError("the method 'talos' needs a task and its head; the head is written by taskarith probe")
     encoder = choice.load().to(place)
-    if config.method == "talos":
-        if task is None or head is None:
-            raise ArgumentError("the method 'talos' needs a task and its head; the head is written by taskarith probe")
+    if task is not None and head is not None:
         options["head"] = read_head(head, task).to(place)
         options["batches"] = CalibrationBatches(encoder, task.splits[config.split], config, place)
     if finetuned is not None:
