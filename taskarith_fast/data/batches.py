@@ -25,6 +25,8 @@ def batches(
     epoch: int = 0,
     augment: bool = False,
     device: str | torch.device = "cpu",
+    skip: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate once over a split.
 
@@ -44,13 +46,16 @@ def batches(
         augment: Shift each image by up to S/14 pixels each way, repeating its edge. No mirroring: digits and
             letters would change their class.
         device: Where the batches go; pixels travel as uint8.
+        skip: Batches to leave out at the beginning, without reading their images; the others stay the same.
+        part: (i, n) gives the i-th of n parts of every batch, as equal as can be. A part is never empty: where
+            a batch has fewer images than parts, its last image is also in the parts that would be.
 
     Yields:
         Images float32 [B, 3, S, S] and labels int64 [B].
 
     Raises:
         ArgumentError: If batch_size or image_size is not positive, mean or std does not have three entries,
-            or seed or epoch is negative.
+            seed, epoch or skip is negative, or there is no such part.
     """
     if batch_size < 1 or image_size < 1:
         raise ArgumentError(f"batch_size and image_size must be at least 1, got {batch_size} and {image_size}")
@@ -58,12 +63,16 @@ def batches(
         raise ArgumentError(f"mean and std must have 3 entries, got {len(mean)} and {len(std)}")
     if seed < 0 or epoch < 0:
         raise ArgumentError(f"seed and epoch must not be negative, got {seed} and {epoch}")
-    return _iterate(at_size(split, image_size), batch_size, mean, std, shuffle, seed, epoch, augment, device)
+    if skip < 0 or not 0 <= part[0] < part[1]:
+        raise ArgumentError(f"skip must not be negative and part one of (0, n) to (n - 1, n), got {skip} and {part}")
+    split = at_size(split, image_size)
+    return _iterate(split, batch_size, image_size, mean, std, shuffle, seed, epoch, augment, device, skip, part)
 
 
 def _iterate(
     split: Split,
     batch_size: int,
+    image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
     shuffle: bool,
@@ -71,6 +80,8 @@ def _iterate(
     epoch: int,
     augment: bool,
     device: str | torch.device,
+    skip: int,
+    part: tuple[int, int],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
     order = torch.randperm(len(split), generator=generator) if shuffle else torch.arange(len(split))
@@ -78,17 +89,23 @@ def _iterate(
     scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(3, 1, 1).to(device)
     shift = -(torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64))
     shift = shift.float().view(3, 1, 1).to(device)
-    for indices in order.split(batch_size):
-        images, labels = split.get(indices)
-        if augment:
-            images = _random_shift(images, generator)
+    reach = max(1, image_size // 14)
+    for number, indices in enumerate(order.split(batch_size)):
+        # Drawn for every batch and the whole of it, whatever is left out.
+        corners = torch.randint(0, 2 * reach + 1, (len(indices), 2), generator=generator) if augment else None
+        if number < skip:
+            continue
+        chosen = torch.arange(len(indices)).tensor_split(part[1])[part[0]]
+        if not len(chosen):
+            chosen = torch.tensor([len(indices) - 1])
+        images, labels = split.get(indices[chosen])
+        if corners is not None:
+            images = _shifted(images, corners[chosen], reach)
         yield images.to(device).float().mul_(scale).add_(shift), labels.to(device)
 
 
-def _random_shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each image of uint8 [B, 3, S, S] by up to S/14 pixels each way, repeating the edge."""
+def _shifted(images: Tensor, corners: Tensor, reach: int) -> Tensor:
+    """Cut each image of uint8 [B, 3, S, S] out of itself with `reach` pixels of edge around, at its corner [B, 2]."""
     size = images.shape[-1]
-    reach = max(1, size // 14)
     padded = functional.pad(images.float(), (reach,) * 4, mode="replicate").to(torch.uint8)
-    corners = torch.randint(0, 2 * reach + 1, (len(images), 2), generator=generator).tolist()
-    return torch.stack([padded[i, :, y : y + size, x : x + size] for i, (y, x) in enumerate(corners)])
+    return torch.stack([padded[i, :, y : y + size, x : x + size] for i, (y, x) in enumerate(corners.tolist())])

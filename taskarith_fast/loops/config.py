@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskarith_fast.errors import ArgumentError, check_choice
+from taskarith_fast.loops.recipes import RECIPES
 from taskarith_fast.loops.runtime import PRECISIONS
 from taskarith_fast.loops.schedule import SCHEDULES
-from taskarith_fast.models import LINEAR_LAYER_SETS
 
 SOLVERS = ("lbfgs", "adamw")
-TRAINABLE = ("full", "qkvo", *LINEAR_LAYER_SETS)
+CLIP_OVER = ("selected", "all")
+LORA_SCALINGS = ("alpha", "alpha_over_rank")
+SHARDINGS = ("none", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,19 @@ class FinetuneConfig:
     """"cosine", "linear" or "constant" after the warm-up."""
     clip: float | None = 1.0
     """Largest norm of the whole gradient; None does not clip."""
+    clip_over: str | None = None
+    """What that norm counts where only masked entries are trained: "selected" entries, or "all" entries of the
+    trained tensors, as TaLoS's code does; None takes the recipe's."""
     label_smoothing: float = 0.0
     """Share of the target probability spread evenly over the classes."""
-    trainable: str = "full"
-    """Encoder tensors that are trained: "full", "qkvo" (attention matrices), or Jin 2024's sets p1 to p4."""
+    recipe: str = "full"
+    """What of the encoder is trained, a name of `recipes.RECIPES`."""
+    lora_rank: int = 16
+    """Rank r of the updates of the recipe "lora"."""
+    lora_alpha: float = 32.0
+    """Factor alpha of those updates."""
+    lora_scaling: str = "alpha"
+    """"alpha" multiplies them by alpha, as TaLoS's code does; "alpha_over_rank" by alpha / r, as the LoRA paper."""
     train_head: bool = False
     """Train the head along with the encoder (the papers' full fine-tuning), or leave it as it is."""
     augment: bool = False
@@ -99,6 +110,12 @@ class FinetuneConfig:
     """Side of the images in pixels; None takes the encoder's."""
     precision: str = "float32"
     """"float32", or "bfloat16": matrix products under autocast, weights and optimizer state in float32."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of the transformer blocks and compute the rest again in the backward pass."""
+    checkpoint_every: int = 100
+    """Steps between the checkpoints of a run that is given a place for them; no effect on the result."""
+    sharding: str = "none"
+    """Under torchrun: "none" keeps all weights in every process, "fsdp" cuts weights, gradients and state."""
     device: str = "auto"
     """"auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N"."""
     threads: int | None = None
@@ -107,9 +124,14 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
-        check_choice("trainable", self.trainable, TRAINABLE)
+        check_choice("recipe", self.recipe, tuple(RECIPES))
+        check_choice("lora_scaling", self.lora_scaling, LORA_SCALINGS)
+        check_choice("sharding", self.sharding, SHARDINGS)
+        if self.clip_over is not None:
+            check_choice("clip_over", self.clip_over, CLIP_OVER)
         _check_at_least(self, 1, "steps", "batch_size", "accumulation", "image_size", "threads")
-        _check_at_least(self, 0, "warmup", "weight_decay", "lr", "head_lr", "epochs", "clip")
+        _check_at_least(self, 1, "lora_rank", "checkpoint_every")
+        _check_at_least(self, 0, "warmup", "weight_decay", "lr", "head_lr", "epochs", "clip", "lora_alpha")
         if not 0 <= self.label_smoothing < 1:
             raise ArgumentError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         for name in ("epochs", "clip"):
@@ -159,6 +181,6 @@ FINETUNE_PRESETS = {
     "paper": _PAPER,
     "code": dataclasses.replace(_PAPER, warmup=500),
     "demo": _DEMO,
-    "demo_qkvo": dataclasses.replace(_DEMO, lr=1e-4, trainable="qkvo"),
+    "demo_qkvo": dataclasses.replace(_DEMO, lr=1e-4, recipe="qkvo"),
 }
 """Fine-tuning by name: the papers' text, their code (another warm-up), the demo's two recipes."""

@@ -111,7 +111,7 @@ class _Planner:
         stages["cart"] = self._cart(label, models)
         if study.extra_rows:
             stages["joint"] = self._joint(label, config, probes)
-        if study.extra_rows and config.trainable == "full":
+        if study.extra_rows and config.recipe == "full":
             stages |= {f"random_head/{name}": self._random_head(label, name, config) for name in self.tasks}
         return stages
 

@@ -1,9 +1,10 @@
 """Fine-tuning: AdamW, warm-up and decay, clipped gradients; the loop reads in the order it runs.
 
-The published recipe (Ilharco 2023, Ortiz 2023): decay on ALL trainable tensors, toward zero and not toward
-the pre-trained model, gradient norm clipped to 1, cross entropy. The head is frozen (Hazimeh 2024, step 2) or
-trained along with the encoder (their "full fine-tuning" from a random head). Frozen tensors get no gradient,
-no decay, no optimizer state, and end bit-identical.
+The published protocol (Ilharco 2023, Ortiz 2023): decay on ALL trained tensors, toward zero and not toward the
+pre-trained model, gradient norm clipped to 1, cross entropy. The head is frozen (Hazimeh 2024, step 2) or
+trained along with the encoder (their "full fine-tuning" from a random head). What of the encoder is trained is
+the recipe's choice, see `recipes`; the rest gets no gradient, no decay, no optimizer state, and ends
+bit-identical.
 """
 
 from __future__ import annotations
@@ -11,23 +12,31 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskarith_fast import data
 from taskarith_fast.errors import ArgumentError, TaskarithError
+from taskarith_fast.loops import distributed
 from taskarith_fast.loops.config import FinetuneConfig
+from taskarith_fast.loops.distributed import World
 from taskarith_fast.loops.evaluate import batches_of
-from taskarith_fast.loops.runtime import autocast, resolve_device, threads
-from taskarith_fast.loops.schedule import learning_rate
-from taskarith_fast.models import Head, linear_layer_names, random_head
+from taskarith_fast.loops.objective import Objective
+from taskarith_fast.loops.optimizer import clip_gradients, make_optimizer, rate, set_rates
+from taskarith_fast.loops.recipes import RECIPES, prepare
+from taskarith_fast.loops.resume import RunCheckpoint, identify
+from taskarith_fast.loops.runtime import threads
+from taskarith_fast.models import Head, random_head
+from taskarith_fast.models.blocks import checkpoint_activations
+from taskarith_fast.models.lora import LowRankAdapter
 from taskarith_fast.progress import SILENT, Progress
 
 _CHECK_EVERY = 20  # steps between looks at the loss, each of which waits for the device
@@ -42,7 +51,7 @@ class FinetuneResult:
     """What a run leaves behind."""
 
     state: dict[str, Tensor]
-    """The encoder's state dict, on the CPU."""
+    """The encoder's state dict, on the CPU; low-rank updates are merged into it."""
     head_states: dict[str, dict[str, Tensor]]
     """Task name -> the state dict of its head, on the CPU; as given unless it was trained."""
     history: dict[str, list[float]]
@@ -53,6 +62,8 @@ class FinetuneResult:
     """Names of the encoder tensors that were trained."""
     seconds: float
     """Wall time."""
+    adapter: LowRankAdapter | None = None
+    """The factors of the recipe "lora", on the CPU."""
 
     @property
     def head_state(self) -> dict[str, Tensor]:
@@ -67,21 +78,33 @@ def finetune(
     task: data.Task,
     config: FinetuneConfig | None = None,
     progress: Progress | None = None,
+    *,
+    masks: Mapping[str, Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> FinetuneResult:
     """Fine-tune a copy of an encoder on the "train" split of one task.
+
+    Under torchrun every process must call it; each computes its part of every batch, and all return the same.
 
     Args:
         encoder: Maps images [B, 3, S, S] to features [B, D]; not changed.
         head: Maps features to logits; not changed. None makes a random one, for ``config.train_head``.
         task: What to learn; only its "train" split is read.
-        config: None for the paper's.
+        config: None for the papers'.
         progress: Shows a bar with the loss and the time left.
+        masks: `Masks` of the encoder's parameters, for the recipes "talos", "lota" and "masked": True entries are
+            trained, tensors without a mask are frozen.
+        checkpoint: A file that holds the state of the run every ``config.checkpoint_every`` steps. If it exists
+            the run goes on from it. It is left there: remove it when the result is safe.
 
     Returns:
-        State dicts and the course of the run. The same arguments give the same bytes on one machine.
+        State dicts and the course of the run. The same arguments give the same bytes on one machine, in one go
+        or after a kill.
 
     Raises:
-        ArgumentError: If `head` is None and not to be trained, or ``config.trainable`` selects nothing.
+        ArgumentError: If `head` is None and not to be trained, masks and recipe do not go together, or the
+            recipe finds nothing to train.
+        CheckpointError: If `checkpoint` is the file of another run.
         DivergedError: If the loss or a weight becomes NaN or infinite.
     """
     config = config or FinetuneConfig()
@@ -89,7 +112,8 @@ def finetune(
         if not config.train_head:
             raise ArgumentError("head must be given unless config.train_head is true; probe the task first")
         head = new_head(encoder, task, config.seed)
-    return _train(encoder, {task.name: head}, {task.name: task}, config, progress or SILENT)
+    place = None if checkpoint is None else Path(checkpoint)
+    return _train(encoder, {task.name: head}, {task.name: task}, config, progress or SILENT, masks, place)
 
 
 def finetune_joint(
@@ -109,7 +133,7 @@ def finetune_joint(
         encoder: Maps images [B, 3, S, S] to features [B, D]; not changed.
         heads: Task name -> head; not changed.
         tasks: Task name -> task.
-        config: None for the paper's.
+        config: None for the papers', with a recipe that needs no masks.
         progress: Shows a bar with the loss and the time left.
 
     Raises:
@@ -132,91 +156,129 @@ def _train(
     tasks: Mapping[str, data.Task],
     config: FinetuneConfig,
     progress: Progress,
+    masks: Mapping[str, Any] | None = None,
+    checkpoint: Path | None = None,
+) -> FinetuneResult:
+    with distributed.joined(config.device) as world, threads(config.threads), seeded(config.seed, world.device):
+        _check_combination(config, masks, checkpoint, world)
+        identity = {} if checkpoint is None else identify(encoder, heads, tasks, config, masks, world.size)
+        run = None if checkpoint is None else RunCheckpoint(checkpoint, identity, config.checkpoint_every)
+        # A function of its own: what it wraps for several processes must be gone when they part.
+        return _run(encoder, heads, tasks, config, progress if distributed.is_main() else SILENT, masks, run, world)
+
+
+def _run(
+    encoder: nn.Module,
+    heads: Mapping[str, nn.Module],
+    tasks: Mapping[str, data.Task],
+    config: FinetuneConfig,
+    progress: Progress,
+    masks: Mapping[str, Any] | None,
+    run: RunCheckpoint | None,
+    world: World,
 ) -> FinetuneResult:
     start = time.perf_counter()
-    device = resolve_device(config.device)
-    with threads(config.threads), seeded(config.seed, device):
-        # Model: copies, with gradients only where they are used.
-        model = copy.deepcopy(encoder).to(device).train()
-        classifiers = {
-            name: copy.deepcopy(head).to(device).requires_grad_(config.train_head) for name, head in heads.items()
-        }
-        trained = _select(model, config.trainable)
 
-        # Data: an endless stream of batches for each task.
-        streams = [_stream(model, task.splits["train"], config, len(tasks), device) for task in tasks.values()]
-        steps = config.total_steps(sum(len(task.splits["train"]) for task in tasks.values()))
+    # Model: copies, with gradients only where the recipe wants them.
+    model = copy.deepcopy(encoder).to(world.device).train()
+    classifiers = [copy.deepcopy(head).to(world.device).requires_grad_(config.train_head) for head in heads.values()]
+    prepared = prepare(model, config, masks)
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
+    objective = Objective(model, classifiers, prepared.adapter, config)
+    shared = world.wrap(objective, config.sharding)
 
-        # Optimizer: fused where torch has it, one group for the encoder, one for heads that are trained.
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in model.parameters() if p.requires_grad], "peak": config.lr}
-        ]
-        if config.train_head:
-            peak = config.lr if config.head_lr is None else config.head_lr
-            groups.append({"params": [p for head in classifiers.values() for p in head.parameters()], "peak": peak})
-        optimizer = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-        parameters = [p for group in groups for p in group["params"]]
+    # Optimizer, and the state of an earlier process of this run.
+    optimizer = make_optimizer(objective, config, masks)
+    done, losses = (0, []) if run is None else run.load(objective, optimizer)
 
-        losses, rates = [], []
-        with progress.stage(f"finetune {' + '.join(tasks)}", steps) as stage:
-            for step in range(steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(
-                        step, steps=steps, lr=group["peak"], warmup=config.warmup, schedule=config.schedule
-                    )
-                loss = torch.zeros((), device=device)
-                for _ in range(config.accumulation):
-                    part = _loss(model, list(classifiers.values()), streams, config, device) / config.accumulation
+    # Data: an endless stream of batches for each task.
+    skip = done * config.accumulation
+    streams = [_stream(model, task.splits["train"], config, len(tasks), world, skip) for task in tasks.values()]
+    steps = config.total_steps(sum(len(task.splits["train"]) for task in tasks.values()))
+
+    adapted = prepared.adapter.applied() if prepared.adapter else nullcontext()
+    with adapted, progress.stage(f"finetune {' + '.join(tasks)}", steps) as stage:
+        stage.advance(done)
+        for step in range(done, steps):
+            set_rates(optimizer, step, steps, config)
+            loss = torch.zeros((), device=world.device)
+            for turn in range(1, config.accumulation + 1):
+                with distributed.unsynchronised(shared, last=turn == config.accumulation):
+                    part = shared([next(stream) for stream in streams]) / config.accumulation
                     part.backward()
-                    loss += part.detach()
-                if config.clip is not None:
-                    nn.utils.clip_grad_norm_(parameters, config.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-                losses.append(loss)
-                rates.append(optimizer.param_groups[0]["lr"])
-                note = _checked(loss, step, config) if step % _CHECK_EVERY == 0 else None
-                stage.advance(note=note)
-        _check_finite(model, config)
-    head_states = {name: _on_cpu(head) for name, head in classifiers.items()}
-    history = {"loss": torch.stack(losses).tolist(), "lr": rates}
-    return FinetuneResult(_on_cpu(model), head_states, history, config, trained, time.perf_counter() - start)
+                loss += part.detach()
+            clip_gradients(optimizer, config)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss)
+            note = _checked(world.mean(loss), step, config) if step % _CHECK_EVERY == 0 else None
+            if run is not None:
+                run.save(step + 1, objective, optimizer, losses, world)
+            stage.advance(note=note)
 
-
-def _loss(
-    model: nn.Module,
-    heads: list[nn.Module],
-    streams: list[Iterator[tuple[Tensor, Tensor]]],
-    config: FinetuneConfig,
-    device: torch.device,
-) -> Tensor:
-    """Mean over the tasks of the loss on the next batch of each; one pass through the encoder for all."""
-    images, labels = zip(*(next(stream) for stream in streams), strict=True)
-    with autocast(device, config.precision):
-        features = model(torch.cat(images)).split([len(part) for part in labels])
-        losses = [
-            F.cross_entropy(head(x).float(), y, label_smoothing=config.label_smoothing)
-            for head, x, y in zip(heads, features, labels, strict=True)
-        ]
-    return torch.stack(losses).mean()
+    state = _on_cpu(model)
+    if prepared.adapter:
+        prepared.adapter.check_seen()
+        state = prepared.adapter.cpu().merged(state)
+    _check_finite({name: state[name] for name in prepared.names}, config)
+    head_states = {name: _on_cpu(head) for name, head in zip(heads, classifiers, strict=True)}
+    history = {
+        "loss": world.mean(torch.stack(losses)).tolist(),
+        "lr": [rate(step, steps, config, config.lr) for step in range(steps)],
+    }
+    seconds = time.perf_counter() - start
+    return FinetuneResult(state, head_states, history, config, prepared.names, seconds, prepared.adapter)
 
 
 def _stream(
-    model: nn.Module, split: data.Split, config: FinetuneConfig, tasks: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches of one task's share of the batch, epoch after epoch."""
-    for epoch in itertools.count():
-        yield from batches_of(
+    model: nn.Module, split: data.Split, config: FinetuneConfig, tasks: int, world: World, skip: int
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """This process's part of shuffled batches of one task's share, epoch after epoch, without the first `skip`.
+
+    A part comes with its weight: the mean over the processes of weight times the part's mean loss is the mean
+    loss of the batch.
+    """
+    size = config.batch_size // tasks
+    first, skip = divmod(skip, -(-len(split) // size))
+    for epoch in itertools.count(first):
+        batches = batches_of(
             model,
             split,
-            batch_size=config.batch_size // tasks,
+            batch_size=size,
             image_size=config.image_size,
             shuffle=True,
             seed=config.seed,
             epoch=epoch,
             augment=config.augment,
-            device=device,
+            device=world.device,
+            skip=skip,
+            part=(world.rank, world.size),
         )
+        for number, (images, labels) in enumerate(batches, skip):
+            count = min(size, len(split) - number * size)
+            yield images, labels, world.part(count) * world.size / count
+        skip = 0
+
+
+def _check_combination(
+    config: FinetuneConfig, masks: Mapping[str, Any] | None, checkpoint: Path | None, world: World
+) -> None:
+    kind = RECIPES[config.recipe].kind
+    if masks is not None and config.train_head:
+        raise ArgumentError(
+            "train_head must be false for recipes with masks, whose heads are frozen; probe the task first"
+        )
+    if config.sharding == "none":
+        return
+    if world.size == 1:
+        raise ArgumentError("sharding 'fsdp' needs several processes, got one; start the run with torchrun")
+    if kind != "tensors":
+        raise ArgumentError(
+            f"sharding 'fsdp' needs a recipe that trains whole tensors, got {config.recipe!r}; try 'none'"
+        )
+    if checkpoint is not None:
+        raise ArgumentError("checkpoint must be None for sharding 'fsdp', which cannot resume yet; try sharding 'none'")
 
 
 def new_head(encoder: Any, task: data.Task, seed: int) -> Head:
@@ -225,18 +287,8 @@ def new_head(encoder: Any, task: data.Task, seed: int) -> Head:
     return random_head(encoder.feature_dim, len(task.classes), seed=seed, normalize=normalize)
 
 
-def _select(model: nn.Module, trainable: str) -> tuple[str, ...]:
-    """Let exactly the tensors named by `trainable` have gradients, and return their names."""
-    names = tuple(name for name, _ in model.named_parameters())
-    if trainable != "full":
-        names = linear_layer_names(names, "p1" if trainable == "qkvo" else trainable)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-    return names
-
-
 def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    return {name: distributed.whole(tensor.detach()).cpu() for name, tensor in module.state_dict().items()}
 
 
 def _checked(loss: Tensor, step: int, config: FinetuneConfig) -> str:
@@ -245,9 +297,9 @@ def _checked(loss: Tensor, step: int, config: FinetuneConfig) -> str:
     return f"loss {float(loss):.3f}"
 
 
-def _check_finite(model: nn.Module, config: FinetuneConfig) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not bool(parameter.isfinite().all()):
+def _check_finite(trained: Mapping[str, Tensor], config: FinetuneConfig) -> None:
+    for name, tensor in trained.items():
+        if not bool(tensor.isfinite().all()):
             raise DivergedError(f"{name}: weights must be finite after training; try an lr below {config.lr:g}")
 
 

@@ -33,7 +33,7 @@ def test_a_config_survives_json(config):
         (FinetuneConfig, {"lr": float("nan")}, "lr must be at least 0, got nan"),
         (FinetuneConfig, {"epochs": 0}, "epochs must be positive or None, got 0"),
         (FinetuneConfig, {"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
-        (FinetuneConfig, {"trainable": "all"}, "trainable must be one of full, qkvo, p1"),
+        (FinetuneConfig, {"recipe": "all"}, "recipe must be one of full, qkvo, p1"),
         (
             FinetuneConfig,
             {"precision": "float16"},

@@ -192,7 +192,7 @@ def test_changed_weights_recompute_everything(done, encoder, tasks):
 
 
 def test_everything_has_seeds_recipes_and_extra_rows(tmp_path, encoder, tasks):
-    recipes = {"full": STEPS, "qkvo": dataclasses.replace(STEPS, trainable="qkvo")}
+    recipes = {"full": STEPS, "qkvo": dataclasses.replace(STEPS, recipe="qkvo")}
     config = dataclasses.replace(TINY, seeds=(0, 1), recipes=recipes, extra_rows=True)
     run_study(config, encoder, tasks, tmp_path)
     results = Results.load(tmp_path / "results.json")

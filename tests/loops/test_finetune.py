@@ -37,13 +37,13 @@ def test_full_training_changes_every_tensor_that_has_a_gradient():
     assert not any(torch.equal(result.state[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("trainable", ["qkvo", "p2", "p4"])
-def test_only_the_tensors_selected_change(trainable):
-    result = finetune(vit(), _head(), digits(), dataclasses.replace(SHORT, trainable=trainable))
+@pytest.mark.parametrize("recipe", ["qkvo", "p2", "p4", "bitfit"])
+def test_only_the_tensors_selected_change(recipe):
+    result = finetune(vit(), _head(), digits(), dataclasses.replace(SHORT, recipe=recipe))
     before = vit().state_dict()
     changed = {name for name in before if not torch.equal(result.state[name], before[name])}
     assert changed == set(result.trained)
-    if trainable == "qkvo":
+    if recipe == "qkvo":
         parts = ("attn.in_proj_weight", "attn.out_proj.weight")
         assert changed == {f"transformer.resblocks.{i}.{part}" for i in range(2) for part in parts}
 

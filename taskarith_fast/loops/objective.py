@@ -1,0 +1,42 @@
+"""What a fine-tuning run minimises, as one module, so that it can be wrapped as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taskarith_fast.loops.config import FinetuneConfig
+from taskarith_fast.loops.runtime import autocast
+from taskarith_fast.models.lora import LowRankAdapter
+
+
+class Objective(nn.Module):
+    """Mean over the tasks of the cross entropy of each task's images.
+
+    Args:
+        encoder: Maps images [B, 3, S, S] to features [B, D].
+        heads: One for each task, from features to logits.
+        adapter: Factors trained in place of the encoder's weights, if any.
+        config: Gives the label smoothing and the precision.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, heads: Sequence[nn.Module], adapter: LowRankAdapter | None, config: FinetuneConfig
+    ) -> None:
+        super().__init__()
+        self.encoder, self.heads, self.adapter = encoder, nn.ModuleList(heads), adapter
+        self._smoothing, self._precision = config.label_smoothing, config.precision
+
+    def forward(self, batches: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
+        """Return the loss of one batch a task, each with its images [b, 3, S, S], labels [b] and weight."""
+        images, labels, weights = zip(*batches, strict=True)
+        with autocast(images[0].device, self._precision):
+            features = self.encoder(torch.cat(images)).split([len(part) for part in labels])
+            losses = [
+                F.cross_entropy(head(x).float(), y, label_smoothing=self._smoothing) * weight
+                for head, x, y, weight in zip(self.heads, features, labels, weights, strict=True)
+            ]
+        return torch.stack(losses).mean()

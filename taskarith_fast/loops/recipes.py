@@ -1,0 +1,114 @@
+"""Fine-tuning recipes: what of an encoder is trained.
+
+One table names them all; `prepare` lets exactly what a recipe names have gradients. Whatever else has none, no
+decay and no optimizer state, and ends bit-identical.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.models import LINEAR_LAYER_SETS, linear_layer_names
+from taskarith_fast.models.lora import LowRankAdapter
+
+if TYPE_CHECKING:
+    from taskarith_fast.loops.config import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row of the table."""
+
+    text: str
+    """What is trained, and the paper."""
+    kind: str
+    """"tensors" (whole, by name), "masks" (the entries of given masks) or "low_rank" (factors beside the weights)."""
+    clip_over: str = "all"
+    """Entries of the trained tensors whose gradients count for clipping: "all" or "selected"."""
+
+
+RECIPES = {
+    "full": Recipe("every tensor", "tensors"),
+    "qkvo": Recipe("attention weights, the set p1 (Jin 2024)", "tensors"),
+    **{name: Recipe(f"{text} (Jin 2024)", "tensors") for name, text in LINEAR_LAYER_SETS.items()},
+    "bitfit": Recipe("every bias (Ben Zaken 2022)", "tensors"),
+    "talos": Recipe("the least sensitive entries, given as masks (Iurada 2025)", "masks", "all"),
+    "lota": Recipe("the entries that full fine-tuning changed most, given as masks (Panda 2024)", "masks", "selected"),
+    "masked": Recipe("the entries of any masks", "masks", "selected"),
+    "lora": Recipe("low-rank updates of query and value, their input factor frozen (L-LoRA, Tang 2024)", "low_rank"),
+}
+"""Recipe by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What `prepare` found."""
+
+    names: tuple[str, ...]
+    """Encoder tensors that will change."""
+    adapter: LowRankAdapter | None = None
+    """The factors of a low-rank recipe, which are trained in the tensors' place."""
+
+
+def prepare(model: nn.Module, config: FinetuneConfig, masks: Mapping[str, Any] | None = None) -> Prepared:
+    """Let exactly what ``config.recipe`` trains have gradients, in place.
+
+    Args:
+        model: The encoder that will be trained.
+        config: Names the recipe.
+        masks: `Masks` for a recipe of the kind "masks": a tensor without a mask, or with an empty one, is frozen.
+
+    Raises:
+        ArgumentError: If masks are missing, superfluous, empty or not this model's, or the recipe finds nothing.
+    """
+    recipe = RECIPES[config.recipe]
+    if (masks is None) == (recipe.kind == "masks"):
+        given = "got none; make them with taskarith calibrate" if masks is None else "got masks; try recipe 'masked'"
+        raise ArgumentError(f"masks must be given for the recipes {_masked()} only: {config.recipe!r} {given}")
+    if recipe.kind == "low_rank":
+        model.requires_grad_(False)
+        scale = config.lora_alpha / (config.lora_rank if config.lora_scaling == "alpha_over_rank" else 1)
+        adapter = LowRankAdapter(model, rank=config.lora_rank, scale=scale, seed=config.seed)
+        return Prepared(adapter.names, adapter)
+    names = _tensor_names(model, config.recipe) if masks is None else _mask_names(model, masks)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return Prepared(names)
+
+
+def _tensor_names(model: nn.Module, recipe: str) -> tuple[str, ...]:
+    names = tuple(name for name, _ in model.named_parameters())
+    if recipe == "full":
+        return names
+    if recipe != "bitfit":
+        return linear_layer_names(names, "p1" if recipe == "qkvo" else recipe)
+    biases = tuple(name for name in names if re.search(r"(^|[._])bias$", name))
+    if not biases:
+        raise ArgumentError("recipe 'bitfit' needs an encoder with biases, got one without; try qkvo")
+    return biases
+
+
+def _mask_names(model: nn.Module, masks: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parameters of which a mask selects an entry, in the model's order."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name in masks:
+        if name not in shapes:
+            raise ArgumentError(
+                f"masks: {name} is no parameter of this encoder; expected names as {next(iter(shapes))}"
+            )
+        if tuple(masks[name].shape) != shapes[name]:
+            raise ArgumentError(f"masks: {name} must have shape {shapes[name]}, got {tuple(masks[name].shape)}")
+    names = tuple(name for name in shapes if name in masks and bool(masks[name].any()))
+    if not names:
+        raise ArgumentError("masks must select at least one entry, got none; try a higher density")
+    return names
+
+
+def _masked() -> str:
+    return ", ".join(name for name, recipe in RECIPES.items() if recipe.kind == "masks")

@@ -1,0 +1,113 @@
+"""Recipes: what is trained, and that nothing else changes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.loops.config import FinetuneConfig
+from taskarith_fast.loops.finetune import finetune
+from taskarith_fast.loops.recipes import RECIPES, prepare
+from taskarith_fast.models import random_head
+from tests.loops.tiny import digits, vit
+
+SHORT = FinetuneConfig(steps=4, batch_size=16, lr=1e-3, warmup=2, device="cpu")
+LORA = dataclasses.replace(SHORT, recipe="lora", lora_rank=4, lora_alpha=8.0)
+
+
+def _head():
+    return random_head(16, 10, seed=0)
+
+
+def test_bitfit_trains_every_bias_and_nothing_else():
+    names = prepare(vit(), dataclasses.replace(SHORT, recipe="bitfit")).names
+    assert names == tuple(name for name in vit().state_dict() if name.endswith("bias"))
+    assert "conv1.bias" in names and "transformer.resblocks.1.attn.in_proj_bias" in names and "ln_post.bias" in names
+
+
+def test_low_rank_training_changes_query_and_value_rows_by_the_rank():
+    result = finetune(vit(), _head(), digits(), LORA)
+    before = vit().state_dict()
+    changed = {name for name in before if not torch.equal(result.state[name], before[name])}
+    assert changed == set(result.trained) == {f"transformer.resblocks.{i}.attn.in_proj_weight" for i in range(2)}
+    for name in changed:
+        delta = (result.state[name] - before[name]).view(3, 16, 16)
+        assert not delta[1].any()
+        assert [int(torch.linalg.matrix_rank(delta[part], rtol=1e-3)) for part in (0, 2)] == [4, 4]
+
+
+def test_low_rank_training_is_that_of_the_first_order_expansion_in_both_factors():
+    from torch.func import functional_call, jvp
+
+    from taskarith_fast import data
+    from taskarith_fast.loops.schedule import learning_rate
+
+    result = finetune(vit(), _head(), digits(), dataclasses.replace(LORA, weight_decay=0.0))
+    model, head, adapter = vit(), _head(), result.adapter
+    model.requires_grad_(False)
+    # The expansion of W + s B A about (A0, B0 = 0): A moves too, and must have no effect.
+    a0 = [a.detach() for a in adapter.a]
+    a, b = ([torch.nn.Parameter(x) for x in values] for values in (a0, [torch.zeros_like(x) for x in adapter.b]))
+    weights = {name: model.get_parameter(name) for name in adapter.names}
+
+    def update(a, b):
+        deltas = {name: torch.zeros_like(w) for name, w in weights.items()}
+        for target, x, y in zip(adapter.targets, a, b, strict=True):
+            part = torch.zeros_like(weights[target.name])
+            part[target.start : target.stop] = 8.0 * y @ x
+            deltas[target.name] = deltas[target.name] + part
+        return deltas
+
+    zeros = [torch.zeros_like(x) for x in b]
+    optimizer = torch.optim.AdamW([*a, *b], weight_decay=0.0)
+    batches = data.batches(
+        digits().splits["train"], batch_size=16, image_size=8, mean=model.mean, std=model.std, shuffle=True
+    )
+    for step, (images, labels) in zip(range(4), batches, strict=False):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps=4, lr=1e-3, warmup=2)
+        tangents = ([x - y for x, y in zip(a, a0, strict=True)], list(b))
+        _, deltas = jvp(update, (a0, zeros), tangents)
+        moved = {name: w + deltas[name] for name, w in weights.items()}
+        loss = torch.nn.functional.cross_entropy(head(functional_call(model, moved, (images,))), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*a, *b], 1.0)
+        optimizer.step()
+    assert all(torch.equal(x, y) for x, y in zip(a, a0, strict=True))
+    for ours, theirs in zip(adapter.b, b, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-3)
+
+
+def test_scaling_by_alpha_over_the_rank_is_a_switch():
+    config = dataclasses.replace(LORA, lora_scaling="alpha_over_rank")
+    assert prepare(vit(), LORA).adapter.scale == 8.0 and prepare(vit(), config).adapter.scale == 2.0
+
+
+@pytest.mark.parametrize("recipe", ["full", "lora"])
+def test_checkpointed_activations_give_the_same_bytes(recipe):
+    config = dataclasses.replace(LORA, recipe=recipe)
+    plain = finetune(vit(), _head(), digits(), config)
+    ours = finetune(vit(), _head(), digits(), dataclasses.replace(config, checkpoint_activations=True))
+    assert all(torch.equal(ours.state[name], plain.state[name]) for name in plain.state)
+
+
+def test_masks_and_recipes_that_do_not_go_together_are_refused():
+    masked = dataclasses.replace(SHORT, recipe="talos")
+    masks = {"ln_post.weight": torch.ones(16, dtype=torch.bool)}
+    with pytest.raises(ArgumentError, match="for the recipes talos, lota, masked only: 'talos' got none; make them"):
+        prepare(vit(), masked)
+    with pytest.raises(ArgumentError, match="'full' got masks; try recipe 'masked'"):
+        prepare(vit(), SHORT, masks)
+    with pytest.raises(ArgumentError, match="masks: nothing is no parameter of this encoder"):
+        prepare(vit(), masked, {"nothing": masks["ln_post.weight"]})
+    with pytest.raises(ArgumentError, match=r"masks: ln_post.weight must have shape \(16,\), got \(3,\)"):
+        prepare(vit(), masked, {"ln_post.weight": torch.ones(3, dtype=torch.bool)})
+    with pytest.raises(ArgumentError, match="masks must select at least one entry, got none"):
+        prepare(vit(), masked, {"ln_post.weight": torch.zeros(16, dtype=torch.bool)})
+    with pytest.raises(ArgumentError, match="train_head must be false for recipes with masks"):
+        finetune(vit(), _head(), digits(), dataclasses.replace(masked, train_head=True), masks=masks)
+
+
+def test_every_recipe_says_what_it_trains():
+    assert all(recipe.text and recipe.kind in ("tensors", "masks", "low_rank") for recipe in RECIPES.values())
