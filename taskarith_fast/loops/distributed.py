@@ -6,6 +6,7 @@ whole batch: the result is that of one process, to rounding, and the same bytes 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from taskarith_fast.loops.runtime import resolve_device
 from taskarith_fast.models.blocks import transformer_blocks
+
+_groups = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,9 @@ class World:
             return _shard(model, self)
         if self.size == 1:
             return model
-        # An encoder may have tensors that features do not depend on, such as DINOv2's mask token.
-        return DistributedDataParallel(
-            model,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            find_unused_parameters=True,
-            gradient_as_bucket_view=True,
-        )
+        # A static graph may lack tensors that features do not depend on, such as DINOv2's mask token.
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, static_graph=True)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes of a tensor that each of them has."""
@@ -76,7 +74,11 @@ def joined(device: str) -> Iterator[World]:
         torch.cuda.set_device(where)
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        store, rank, size = next(dist.rendezvous("env://"))
+        # A prefix for every group of this process: a second one would find the addresses of the first.
+        store = dist.PrefixStore(f"taskarith{next(_groups)}", store)
+        backend = "nccl" if where.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), where)
     finally:
@@ -89,12 +91,12 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def unsynchronised(model: Any, last: bool) -> AbstractContextManager[None]:
-    """Do not average the gradients of a pass unless it is the `last` before the optimizer's step."""
+def averaging(model: Any, enabled: bool) -> AbstractContextManager[None]:
+    """Average the gradients over the processes in the pass of the block, or keep adding up each one's own."""
     if isinstance(model, DistributedDataParallel):
-        return nullcontext() if last else model.no_sync()
+        return nullcontext() if enabled else model.no_sync()
     if hasattr(model, "set_requires_gradient_sync"):
-        model.set_requires_gradient_sync(last)
+        model.set_requires_gradient_sync(enabled)
     return nullcontext()
 
 

@@ -160,7 +160,7 @@ def _train(
     checkpoint: Path | None = None,
 ) -> FinetuneResult:
     with distributed.joined(config.device) as world, threads(config.threads), seeded(config.seed, world.device):
-        _check_combination(config, masks, checkpoint, world)
+        check_combination(config, masks, checkpoint, world)
         identity = {} if checkpoint is None else identify(encoder, heads, tasks, config, masks, world.size)
         run = None if checkpoint is None else RunCheckpoint(checkpoint, identity, config.checkpoint_every)
         # A function of its own: what it wraps for several processes must be gone when they part.
@@ -204,7 +204,8 @@ def _run(
             set_rates(optimizer, step, steps, config)
             loss = torch.zeros((), device=world.device)
             for turn in range(1, config.accumulation + 1):
-                with distributed.unsynchronised(shared, last=turn == config.accumulation):
+                # In all passes of the first step, in which a wrapper learns the graph, and the last one of others.
+                with distributed.averaging(shared, step == done or turn == config.accumulation):
                     part = shared([next(stream) for stream in streams]) / config.accumulation
                     part.backward()
                 loss += part.detach()
@@ -261,9 +262,15 @@ def _stream(
         skip = 0
 
 
-def _check_combination(
+def check_combination(
     config: FinetuneConfig, masks: Mapping[str, Any] | None, checkpoint: Path | None, world: World
 ) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        ArgumentError: For masks and a trained head, and for sharding in one process, a recipe that does not
+            train whole tensors, or a checkpoint.
+    """
     kind = RECIPES[config.recipe].kind
     if masks is not None and config.train_head:
         raise ArgumentError(
@@ -275,7 +282,7 @@ def _check_combination(
         raise ArgumentError("sharding 'fsdp' needs several processes, got one; start the run with torchrun")
     if kind != "tensors":
         raise ArgumentError(
-            f"sharding 'fsdp' needs a recipe that trains whole tensors, got {config.recipe!r}; try 'none'"
+            f"sharding 'fsdp' needs a recipe that trains whole tensors, got {config.recipe!r}; try sharding 'none'"
         )
     if checkpoint is not None:
         raise ArgumentError("checkpoint must be None for sharding 'fsdp', which cannot resume yet; try sharding 'none'")
