@@ -16,18 +16,16 @@ import torch
 from torch import Tensor
 
 from taskarith_fast.checkpoint.sources import Source
-from taskarith_fast.errors import ArgumentError, CheckpointError, check_choice
+from taskarith_fast.errors import CheckpointError, check_choice
 from taskarith_fast.merging.common import State, check_compatible, copied, in_order_of, per_task
 from taskarith_fast.merging.pieces import ALIGN, cut_tensor
 from taskarith_fast.merging.pipeline import read_piece
 from taskarith_fast.merging.statistics import Statistics
 from taskarith_fast.merging.streaming import FunctionPasses, Read, Streaming
-from taskarith_fast.ops import weighted_sum
+from taskarith_fast.ops import fisher_merge, weighted_sum
 
 if TYPE_CHECKING:
     from taskarith_fast.merging.plan import Plan
-
-_BLOCK = 1 << 16  # entries worked on at once: a few of them in float64 stay in the second-level cache
 
 FISHERS = Statistics(
     "fishers",
@@ -72,19 +70,20 @@ def fisher(
     """
     keys = check_compatible(base, finetuned)
     tasks = len(finetuned)
-    shares = _shares(weights, tasks)
-    _check_rules(floor, floor_rule, missing)
-    known = set(FISHERS.check({k: base[k] for k in keys}, fishers, tasks, {"missing": missing}))
-    factors = [share / norm for share, norm in zip(shares, _norms(normalize, fishers), strict=True)]
+    c = per_task("weights", 1.0 if weights is None else weights, tasks)
+    check_choice("missing", missing, ("error", "average"))
+    known = FISHERS.check({k: base[k] for k in keys}, fishers, tasks, {"missing": missing})
+    models = [[m[k].detach() for k in known] for m in finetuned]
+    values = [[_checked(f[k], k, t).to(base[k].device) for k in known] for t, f in enumerate(fishers)]
     merged = copied(base, keys)
-    rest = [k for k in keys if k not in known]
     with torch.no_grad():
+        norms = _norms(normalize, fishers)
+        merges = fisher_merge(models, values, c, norms=norms, floor=floor, floor_rule=floor_rule)
+        merged.update(zip(known, merges, strict=True))
+        rest = sorted(set(keys) - set(known))
+        shares = [value / math.fsum(c) for value in c]
         means = weighted_sum([base[k] for k in rest], [[m[k] for k in rest] for m in finetuned], shares)
         merged.update(zip(rest, means, strict=True))
-        for name in sorted(known):
-            models = [m[name].detach() for m in finetuned]
-            values = [_checked(f[name], name, t) for t, f in enumerate(fishers)]
-            merged[name] = _merge_tensor(models, values, shares, factors, (floor, floor_rule))
     return in_order_of(base, merged)
 
 
@@ -109,68 +108,11 @@ def _read_all(source: Source, task: int) -> Iterator[Tensor]:
             yield _checked(read_piece(source, piece), name, task)
 
 
-def _merge_tensor(
-    models: Sequence[Tensor],
-    fishers: Sequence[Tensor],
-    shares: Sequence[float],
-    factors: Sequence[float],
-    floor: tuple[float, str],
-) -> Tensor:
-    """The formula for one tensor, in blocks: an entry depends on no other."""
-    out = torch.empty_like(models[0], memory_format=torch.contiguous_format)
-    flat = [x.reshape(-1) for x in (*models, *(f.to(out.device) for f in fishers))]
-    for begin in range(0, out.numel(), _BLOCK):
-        x = [values[begin : begin + _BLOCK].double() for values in flat]
-        out.view(-1)[begin : begin + _BLOCK] = _merge_block(x[: len(models)], x[len(models) :], shares, factors, floor)
-    return out
-
-
-def _merge_block(
-    models: Sequence[Tensor],
-    fishers: Sequence[Tensor],
-    shares: Sequence[float],
-    factors: Sequence[float],
-    floor: tuple[float, str],
-) -> Tensor:
-    least, rule = floor
-    total, mass, needed = (torch.zeros_like(models[0]) for _ in range(3))
-    for model, f, share, factor in zip(models, fishers, shares, factors, strict=True):
-        needed.add_(f, alpha=share)
-        f = f.clamp_min(least) if rule == "max" else f + least
-        mass.add_(f, alpha=factor)
-        total.addcmul_(f, model, value=factor)
-    unneeded = needed == 0
-    if unneeded.any():
-        mean = sum(share * model for share, model in zip(shares, models, strict=True))
-        return torch.where(unneeded, mean, total / mass)
-    return total / mass
-
-
-def _shares(weights: Sequence[float] | None, tasks: int) -> list[float]:
-    """c_t, adding up to 1."""
-    values = per_task("weights", 1.0 if weights is None else weights, tasks)
-    if min(values) < 0 or not any(values):
-        raise ArgumentError(f"weights must not be negative, and not all 0, got {weights}")
-    return [value / math.fsum(values) for value in values]
-
-
-def _check_rules(floor: float, floor_rule: str, missing: str) -> None:
-    if not (math.isfinite(floor) and floor >= 0):
-        raise ArgumentError(f"floor must be finite and not negative, got {floor}")
-    check_choice("floor_rule", floor_rule, ("max", "add"))
-    check_choice("missing", missing, ("error", "average"))
-
-
-def _norms(normalize: bool | Sequence[float], fishers: Sequence[State]) -> list[float]:
+def _norms(normalize: bool | Sequence[float], fishers: Sequence[State]) -> list[float] | None:
     """What to divide the weight of each task by."""
-    if isinstance(normalize, bool):
-        if not normalize:
-            return [1.0] * len(fishers)
+    if normalize is True:
         return [_norm((_checked(f[n], n, t) for n in sorted(f)), t) for t, f in enumerate(fishers)]
-    norms = per_task("normalize", normalize, len(fishers))
-    if min(norms) <= 0:
-        raise ArgumentError(f"normalize must be a switch, or norms above 0, got {normalize}")
-    return norms
+    return None if normalize is False else per_task("normalize", normalize, len(fishers))
 
 
 def _norm(tensors: Iterable[Tensor], task: int) -> float:
@@ -182,9 +124,10 @@ def _norm(tensors: Iterable[Tensor], task: int) -> float:
 
 
 def _checked(values: Tensor, name: str, task: int) -> Tensor:
+    """One Fisher, of a storage type; CheckpointError if it is negative or not finite."""
     if values.numel():
         low, high = (float(x) for x in values.detach().aminmax())  # NaN passes through both
         if not (low >= 0 and high < math.inf):
             got = low if low < 0 else high
             raise CheckpointError(f"{name}: fishers[{task}] must be finite and not negative, got {got}")
-    return values.detach()
+    return values.detach().float() if values.dtype == torch.float64 else values.detach()

@@ -8,6 +8,7 @@ from taskarith_fast.ops.count_nonfinite import count_nonfinite
 from taskarith_fast.ops.dare import dare
 from taskarith_fast.ops.fisher_diag_ import fisher_diag_
 from taskarith_fast.ops.fisher_diag_elementwise_ import fisher_diag_elementwise_
+from taskarith_fast.ops.fisher_merge import fisher_merge
 from taskarith_fast.ops.kth_magnitude import kth_magnitude
 from taskarith_fast.ops.linear import linear
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
@@ -38,6 +39,7 @@ __all__ = [
     "dare",
     "fisher_diag_",
     "fisher_diag_elementwise_",
+    "fisher_merge",
     "kth_magnitude",
     "linear",
     "lowrank_sum",

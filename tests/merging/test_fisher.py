@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 from safetensors import safe_open
+from typer.testing import CliRunner
 
 import taskarith_fast as ta
+from taskarith_fast.cli import app
 from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.merging.fisher import fisher
 from taskarith_fast.merging.plan import plan_merge
@@ -140,9 +142,9 @@ def test_a_fisher_that_cannot_be_one_is_refused_by_name(change, message, tmp_pat
         ({"fishers": {}}, r"fishers must be a list of 3 \(one a task\), got dict"),
         ({"fishers": ["a", "b", "c"]}, r"fishers\[0\] must map names to tensors, got str; open a file by"),
         ({"weights": [1, 1]}, r"weights must be one number or 3 \(one a task\), got 2"),
-        ({"weights": [1, -1, 1]}, r"weights must not be negative, and not all 0, got \[1, -1, 1\]"),
-        ({"weights": [0, 0, 0]}, r"weights must not be negative, and not all 0"),
-        ({"normalize": [1, 0, 1]}, r"normalize must be a switch, or norms above 0, got \[1, 0, 1\]"),
+        ({"weights": [1, -1, 1]}, r"weights must be 3 finite numbers that are not negative, got \[1.0, -1.0, 1.0\]"),
+        ({"weights": [0, 0, 0]}, r"weights must not all be 0"),
+        ({"normalize": [1, 0, 1]}, r"norms must be above 0, got \[1.0, 0.0, 1.0\]"),
         ({"floor": -1.0}, "floor must be finite and not negative, got -1.0"),
         ({"floor_rule": "min"}, "floor_rule must be one of max, add; got 'min'"),
         ({"missing": "skip"}, "missing must be one of error, average; got 'skip'"),
@@ -207,3 +209,13 @@ def test_a_recipe_finds_its_fishers_beside_it(tmp_path):
     merged = ta.load_state_dict(tmp_path / "o.safetensors")
     expected = fisher(base, models, fishers=fishers)
     assert all(torch.equal(merged[name], expected[name]) for name in base)
+
+
+def test_the_command_line_takes_fishers_as_a_list_of_paths(tmp_path):
+    base, models, fishers = _case(tasks=2)
+    paths = write_models([base, *models], tmp_path)
+    files = write_statistics({"fishers": fishers}, tmp_path)["fishers"]
+    listed = json.dumps([str(file) for file in files])
+    arguments = ["merge", *map(str, paths), "-o", str(tmp_path / "o.safetensors"), "-m", "fisher"]
+    done = CliRunner().invoke(app, [*arguments, "-p", f"fishers={listed}", "-p", "normalize=true"])
+    assert done.exit_code == 0 and "3 tensors, fisher weights=None, normalize=True" in done.output
