@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from benchmarks import adamerge_cases, loop_cases, op_cases, shapes, sparse_cases, stream_cases
+from benchmarks import adamerge_cases, gradient_cases, loop_cases, op_cases, shapes, sparse_cases, stream_cases
 from benchmarks.contest import Contest
 
 
@@ -81,6 +81,29 @@ CASES = [
         "sparse_adamw_step_",
         lambda: sparse_cases.adamw_step(0.1, rows=True),
         bars={"torch fused AdamW, dense": 5},
+        "fisher_diag_/vit_b32_mlp",
+        "fisher_diag_",
+        gradient_cases.fisher,
+        bars={"mm + addcmul_ by sample": 1.3},
+        quick=True,
+    ),
+    Case(
+        "masked_wgrad_/vit_b32_mlp_random_0.1",
+        "masked_wgrad_",
+        lambda: gradient_cases.masked(0.1),
+        bars={"F.linear, then gather": 2},
+    ),
+    Case(
+        "masked_wgrad_/vit_b32_mlp_random_0.01",
+        "masked_wgrad_",
+        lambda: gradient_cases.masked(0.01),
+        bars={"F.linear, then gather": 6},
+    ),
+    Case(
+        "masked_wgrad_/vit_b32_mlp_rows_0.1",
+        "masked_wgrad_",
+        lambda: gradient_cases.masked(0.1, rows=True),
+        bars={"F.linear, then gather": 6},
     ),
     Case("cart_grid/vit_b32_block_x8", "lowrank_sum", loop_cases.cart_grid),
     Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
