@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks import adamerge_cases, gradient_cases, loop_cases, op_cases, shapes, sparse_cases, stream_cases
+from benchmarks import adamerge_cases, calibrate_cases, loop_cases, op_cases, shapes, stream_cases
 from benchmarks.contest import Contest
 
 
@@ -105,6 +106,13 @@ CASES = [
         lambda: gradient_cases.masked(0.1, rows=True),
         bars={"F.linear, then gather": 6},
     ),
+        "fisher_pass/vit_b32",
+        "fisher_diag_",
+        calibrate_cases.fisher_pass,
+        bars={"stock torch forward + backward": 1.0, "published recipe": 8},
+    ),
+    Case("fisher_pass/vit_b32_2_blocks", "fisher_diag_", lambda: calibrate_cases.fisher_pass(4, 2), quick=True),
+    Case("calibrate_round/vit_b32", "bottom_k_mask", calibrate_cases.calibrate_round),
     Case("cart_grid/vit_b32_block_x8", "lowrank_sum", loop_cases.cart_grid),
     Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
 ]

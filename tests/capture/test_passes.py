@@ -1,4 +1,4 @@
-"""`observe`: what it tells, what it refuses, and that the model is handed back as it was."""
+"""The observed passes: what it tells, what it refuses, and that the model is handed back as it was."""
 
 import copy
 
