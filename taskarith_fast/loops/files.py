@@ -18,12 +18,18 @@ from taskarith_fast.checkpoint import LazyState, check_destination, load_state_d
 from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.loops.calibrate import calibrate
 from taskarith_fast.loops.calibrate_config import CALIBRATE_PRESETS, CalibrationBatches
-from taskarith_fast.loops.config import FINETUNE_PRESETS, PROBE_PRESETS, describe
+from taskarith_fast.loops.config import FINETUNE_PRESETS, PROBE_PRESETS, FinetuneConfig, describe
+from taskarith_fast.loops.distributed import is_main
 from taskarith_fast.loops.evaluate import Evaluation, evaluate, load_state
 from taskarith_fast.loops.finetune import finetune
+from taskarith_fast.loops.memory_plan import check_memory, plan_finetune
 from taskarith_fast.loops.probe import probe
-from taskarith_fast.loops.runtime import resolve_device, threads
+from taskarith_fast.loops.runtime import resolve_device, return_freed_memory, threads
+from taskarith_fast.masks import Masks
+from taskarith_fast.merging.checks import parse_size
 from taskarith_fast.models import Head, load_encoder
+from taskarith_fast.models.lora import low_rank_targets
+from taskarith_fast.models.peft import check_peft_destination, check_peft_targets, save_peft_adapter
 from taskarith_fast.progress import Progress
 
 
@@ -60,20 +66,52 @@ def probe_to_file(
     return record
 
 
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """What a fine-tuning run from files may have besides its configuration."""
+
+    masks: Path | None = None
+    """Masks of taskarith calibrate, for the recipes that need some."""
+    peft: Path | None = None
+    """A directory for the updates of the recipe "lora", as an adapter of PEFT."""
+    max_memory: str | None = None
+    """Most memory the run may take, such as "8GB"; it is refused if it needs more."""
+    resume: bool = True
+    """Keep a checkpoint beside the output while the run lasts, and go on from it if it is there."""
+
+
 def finetune_to_file(
     choice: EncoderChoice, task: data.Task, head: Path, output: Path, *, preset: str, settings: Mapping[str, Any],
-    overwrite: bool, progress: Progress,
+    overwrite: bool, progress: Progress, options: FinetuneOptions = FinetuneOptions(),
 ) -> dict[str, Any]:  # fmt: skip
-    """Fine-tune the encoder with the head of a file frozen, and save its state; returns what was recorded with it."""
-    config = _configured(FINETUNE_PRESETS, preset, settings)
+    """Fine-tune the encoder with the head of a file frozen, and save its state; returns what was recorded with it.
+
+    Under torchrun every process must call it, and the first one writes.
+    """
+    config: FinetuneConfig = _configured(FINETUNE_PRESETS, preset, settings)
     check_destination(output, overwrite)
-    result = finetune(choice.load(), read_head(head, task), task, config, progress)
+    encoder, classifier = choice.load(), read_head(head, task)
+    if options.peft is not None:
+        _check_peft(encoder, config, options.peft, overwrite)
+    masks = None if options.masks is None else Masks.load(options.masks)
+    if options.max_memory is not None:
+        limit = parse_size("max_memory", options.max_memory)
+        return_freed_memory()
+        check_memory(plan_finetune(encoder, classifier, config, masks), limit, encoder, classifier, masks)
+    place = output.with_name(f"{output.name}.resume") if options.resume and config.sharding == "none" else None
+    result = finetune(encoder, classifier, task, config, progress, masks=masks, checkpoint=place)
     record = {
         "kind": "encoder",
         "loss": [result.history["loss"][0], result.history["loss"][-1]],
         **_record(choice, task, describe(config)),
     }
-    save_state_dict(result.state, output, metadata={"taskarith": json.dumps(record)}, overwrite=overwrite)
+    if is_main():
+        metadata = {"taskarith": json.dumps(record)}
+        save_state_dict(result.state, output, metadata=metadata, overwrite=overwrite)
+        if options.peft is not None and result.adapter is not None:
+            save_peft_adapter(result.adapter, options.peft, choice.name.removeprefix("hf:"), overwrite=overwrite)
+        if place is not None:
+            place.unlink(missing_ok=True)
     return record
 
 
@@ -102,6 +140,16 @@ def calibrate_to_file(
     record = {"kind": "masks", "trained": trained, **_record(choice, task, describe(config))}
     masks.to("cpu").save(output, overwrite=overwrite, metadata={"record": json.dumps(record)})
     return record
+
+
+def plan_from_files(
+    choice: EncoderChoice, task: data.Task, head: Path, *, preset: str, settings: Mapping[str, Any],
+    masks: Path | None = None,
+) -> list[str]:  # fmt: skip
+    """What `finetune_to_file` would need in memory, as lines to print."""
+    config = _configured(FINETUNE_PRESETS, preset, settings)
+    found = None if masks is None else Masks.load(masks)
+    return plan_finetune(choice.load(), read_head(head, task), config, found).lines()
 
 
 def evaluate_files(
@@ -146,6 +194,14 @@ def _read_record(state: Mapping[str, Tensor]) -> dict[str, Any]:
     except (KeyError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _check_peft(encoder: nn.Module, config: FinetuneConfig, path: Path, overwrite: bool) -> None:
+    """Refuse an adapter that could not be written, before the run."""
+    if config.recipe != "lora":
+        raise ArgumentError(f"peft must go with the recipe 'lora', got {config.recipe!r}; leave it out")
+    check_peft_targets(low_rank_targets(encoder))
+    check_peft_destination(path, overwrite)
 
 
 def _record(choice: EncoderChoice, task: data.Task | None, config: dict[str, Any]) -> dict[str, Any]:

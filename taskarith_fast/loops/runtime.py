@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -52,3 +54,14 @@ def threads(count: int | None) -> Iterator[None]:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Compute matrix products in `precision`; weights, gradients and optimizer state stay float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def return_freed_memory() -> None:
+    """Let the C library give freed blocks of a megabyte and more back to the system, until the process ends.
+
+    By default glibc keeps freed blocks of up to 32 MB for later ones, whose sizes may not fit: a process then takes
+    up to twice what its tensors do. It costs some time, so it is for runs with a limit. Elsewhere it does nothing.
+    """
+    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)

@@ -43,6 +43,15 @@ def parse_size(name: str, value: int | str) -> int:
     return size
 
 
+def format_size(count: float) -> str:
+    """Bytes in words: 999 B, 1.0 kB, 87.5 MB, 1.23 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
 def differences(sources: Sequence[Source]) -> list[CheckpointError]:
     """Every difference of the models in keys, shapes and dtypes, and every dtype that cannot be merged."""
     base, *finetuned = (source.entries for source in sources)

@@ -15,7 +15,7 @@ from taskarith_fast.checkpoint.header import Entry
 from taskarith_fast.checkpoint.shards import split_shards
 from taskarith_fast.checkpoint.sources import TORCH_DTYPES, Source, open_source
 from taskarith_fast.errors import ArgumentError, CheckpointError, TaskarithError
-from taskarith_fast.merging.checks import FLOATS, check_output, differences, is_directory, parse_size
+from taskarith_fast.merging.checks import FLOATS, check_output, differences, format_size, is_directory, parse_size
 from taskarith_fast.merging.estimate import estimate_seconds
 from taskarith_fast.merging.methods import Method, find_method
 from taskarith_fast.merging.pieces import Piece, cut_tensor
@@ -108,9 +108,9 @@ class Plan:
         return [
             f"method: {self.method} " + ", ".join(f"{k}={v}" for k, v in self.parameters.items()),
             f"tensors: {len(self.merged)} merged, {len(self.copied)} copied, in {files} file{'s' if files > 1 else ''}",
-            f"reads: {_size(self.read_bytes)} in {self.passes} pass{'es' if self.passes > 1 else ''}; "
-            f"hashes {_size(self.hash_bytes)}; writes {_size(self.write_bytes)}",
-            f"memory: {_size(self.peak_bytes)} at the peak, {_size(self.buffer_bytes)} of it buffers",
+            f"reads: {format_size(self.read_bytes)} in {self.passes} pass{'es' if self.passes > 1 else ''}; "
+            f"hashes {format_size(self.hash_bytes)}; writes {format_size(self.write_bytes)}",
+            f"memory: {format_size(self.peak_bytes)} at the peak, {format_size(self.buffer_bytes)} of it buffers",
             f"time: about {self.seconds:.1f} s",
             *(f"note: {note}" for note in self.notes),
         ]
@@ -305,7 +305,9 @@ def _check_space(plan: Plan) -> None:
     free = shutil.disk_usage(parent).free
     if free < plan.write_bytes:
         plan.problems.append(
-            CheckpointError(f"{plan.output}: needs {_size(plan.write_bytes)} of free disk, {_size(free)} are left")
+            CheckpointError(
+                f"{plan.output}: needs {format_size(plan.write_bytes)} of free disk, {format_size(free)} are left"
+            )
         )
 
 
@@ -334,11 +336,3 @@ def _resident() -> int:
         return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return 300 << 20
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"

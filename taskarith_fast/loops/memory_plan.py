@@ -1,0 +1,179 @@
+"""What a fine-tuning run needs in memory, said before it starts.
+
+    peak = weights + optimizer state + max(activations of one pass, gradients) + what a pass works with
+
+Gradients grow while activations shrink, so the larger of the two counts, and both where passes are accumulated.
+Weights, gradients and state follow from shapes; what the forward pass keeps is measured on one image and on two.
+The images themselves and what torch needs to be loaded come on top.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.loops.config import FinetuneConfig
+from taskarith_fast.loops.objective import Objective
+from taskarith_fast.loops.recipes import RECIPES, prepare
+from taskarith_fast.loops.runtime import device_of, resolve_device
+from taskarith_fast.merging.checks import format_size
+from taskarith_fast.models.activations import Kept, measure_kept
+
+_STATE_BYTES = 8  # AdamW's two moments in float32
+_INDEX_BYTES = 2  # of an entry that a mask selects
+# Gradients of activations that are alive at once where they are largest: of an MLP's hidden layer, before and after
+# its nonlinearity.
+_WORKING_COPIES = 2
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a run needs on the device it runs on, in each process."""
+
+    config: FinetuneConfig
+    """The run."""
+    weights: int
+    """The model that is trained, its heads, and the encoder it is a copy of where that is on the same device."""
+    gradients: int
+    optimizer: int
+    """State of the optimizer, and indices of masked entries."""
+    activations: int
+    """What one forward pass keeps."""
+    working: int
+    """What the backward pass works with besides."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak."""
+        accumulated = self.config.accumulation > 1
+        passing = self.activations + self.working
+        changing = passing + self.gradients if accumulated else max(passing, self.gradients)
+        return self.weights + self.optimizer + changing
+
+    def lines(self) -> list[str]:
+        """The plan, to print."""
+        parts = ("weights", "gradients", "optimizer", "activations", "working")
+        images = f"{self.config.batch_size} images a pass"
+        return [
+            f"recipe {self.config.recipe}, {images}, {self.config.accumulation} passes a step",
+            *(f"{part:12s} {format_size(getattr(self, part)):>10s}" for part in parts),
+            f"{'peak':12s} {format_size(self.peak):>10s}",
+        ]
+
+
+def plan_finetune(
+    encoder: nn.Module, head: nn.Module, config: FinetuneConfig | None = None, masks: Mapping[str, Any] | None = None
+) -> MemoryPlan:
+    """Say what a fine-tuning run would need.
+
+    Args:
+        encoder: Maps images [B, 3, S, S] to features [B, D]; not changed.
+        head: Maps features to logits; not changed.
+        config: None for the papers'.
+        masks: As `finetune`'s.
+
+    Raises:
+        ArgumentError: As `recipes.prepare`.
+    """
+    config = config or FinetuneConfig()
+    model = copy.deepcopy(encoder).train()
+    classifier = copy.deepcopy(head).requires_grad_(config.train_head)
+    prepared = prepare(model, config, masks)
+    objective = Objective(model, [classifier], prepared.adapter, config)
+    size = config.image_size or int(encoder.image_size)  # type: ignore[arg-type]
+    device = device_of(objective)
+
+    def forward(images: int) -> torch.Tensor:
+        batch = (
+            torch.zeros(images, 3, size, size, device=device),
+            torch.zeros(images, dtype=torch.long, device=device),
+        )
+        return objective([(*batch, 1.0)])
+
+    with torch.random.fork_rng(devices=[]):
+        if prepared.adapter:
+            with prepared.adapter.applied():
+                kept = measure_kept(objective, forward)
+        else:
+            kept = measure_kept(objective, forward)
+    return _plan(encoder, objective, config, masks, kept)
+
+
+def check_memory(
+    plan: MemoryPlan, limit: int, encoder: nn.Module, head: nn.Module, masks: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse a run that needs more than `limit` bytes, naming changes with which it would fit.
+
+    Args:
+        plan: What `plan_finetune` says of the run.
+        limit: Bytes.
+        encoder, head, masks: As `plan_finetune`'s.
+
+    Raises:
+        ArgumentError: If it does not fit.
+    """
+    if plan.peak <= limit:
+        return
+    fitting = [words for words, other in _alternatives(plan.config, encoder, head, masks) if other.peak <= limit]
+    hint = "it would fit with " + "; or ".join(fitting[:3]) if fitting else "no smaller batch or recipe fits either"
+    raise ArgumentError(
+        f"max_memory must be at least {format_size(plan.peak)} for this run, got {format_size(limit)}; {hint}"
+    )
+
+
+def _plan(
+    encoder: nn.Module, objective: Objective, config: FinetuneConfig, masks: Mapping[str, Any] | None, kept: Kept
+) -> MemoryPlan:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    images = -(-config.batch_size // processes)
+    shards = processes if config.sharding == "fsdp" else 1
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    weights = _bytes(objective) // shards
+    if resolve_device(config.device).type == device_of(encoder).type:
+        weights += _bytes(encoder)
+    if masks is None:
+        optimizer = sum(_STATE_BYTES * p.numel() for p in trained) // shards
+    else:
+        optimizer = sum(int(masks[name].sum()) for name in masks) * (_STATE_BYTES + _INDEX_BYTES)
+    return MemoryPlan(
+        config,
+        weights=weights,
+        gradients=sum(p.numel() * p.element_size() for p in trained) // shards,
+        optimizer=optimizer,
+        activations=kept.bytes(images, config.checkpoint_activations),
+        working=_WORKING_COPIES * (kept.largest[0] + images * kept.largest[1]),
+    )
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _alternatives(
+    config: FinetuneConfig, encoder: nn.Module, head: nn.Module, masks: Mapping[str, Any] | None
+) -> Iterator[tuple[str, MemoryPlan]]:
+    """Changes that need less, the mildest first: of how it is computed, then of what is trained."""
+    for checkpointed in (config.checkpoint_activations, True):
+        words = "checkpoint_activations" if checkpointed > config.checkpoint_activations else ""
+        base = dataclasses.replace(config, checkpoint_activations=checkpointed)
+        if words:
+            yield words, plan_finetune(encoder, head, base, masks)
+        for parts in (2**k for k in range(1, 11)):
+            if config.batch_size % parts == 0:
+                changes = {"batch_size": config.batch_size // parts, "accumulation": config.accumulation * parts}
+                smaller = " and ".join(
+                    [*(f"{name} {value}" for name, value in changes.items()), *filter(None, [words])]
+                )
+                yield smaller, plan_finetune(encoder, head, dataclasses.replace(base, **changes), masks)
+    if RECIPES[config.recipe].kind == "tensors":
+        for recipe in ("qkvo", "lora", "bitfit"):
+            other = dataclasses.replace(config, recipe=recipe)
+            yield f"recipe {recipe}", plan_finetune(encoder, head, other)
