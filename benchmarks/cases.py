@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from benchmarks import adamerge_cases, gradient_cases, loop_cases, op_cases, shapes, sparse_cases, stream_cases
-from benchmarks import adamerge_cases, calibrate_cases, loop_cases, op_cases, shapes, stream_cases
+from benchmarks import (
+    adamerge_cases,
+    calibrate_cases,
+    gradient_cases,
+    loop_cases,
+    op_cases,
+    shapes,
+    sparse_cases,
+    stream_cases,
+)
 from benchmarks.contest import Contest
 
 
@@ -82,6 +90,8 @@ CASES = [
         "sparse_adamw_step_",
         lambda: sparse_cases.adamw_step(0.1, rows=True),
         bars={"torch fused AdamW, dense": 5},
+    ),
+    Case(
         "fisher_diag_/vit_b32_mlp",
         "fisher_diag_",
         gradient_cases.fisher,
@@ -106,6 +116,7 @@ CASES = [
         lambda: gradient_cases.masked(0.1, rows=True),
         bars={"F.linear, then gather": 6},
     ),
+    Case(
         "fisher_pass/vit_b32",
         "fisher_diag_",
         calibrate_cases.fisher_pass,

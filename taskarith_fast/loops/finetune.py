@@ -34,6 +34,7 @@ from taskarith_fast.loops.optimizer import clip_gradients, make_optimizer, rate,
 from taskarith_fast.loops.recipes import RECIPES, prepare
 from taskarith_fast.loops.resume import RunCheckpoint, identify
 from taskarith_fast.loops.runtime import threads
+from taskarith_fast.masks import Masks
 from taskarith_fast.models import Head, random_head
 from taskarith_fast.models.blocks import checkpoint_activations
 from taskarith_fast.models.lora import LowRankAdapter
@@ -79,7 +80,7 @@ def finetune(
     config: FinetuneConfig | None = None,
     progress: Progress | None = None,
     *,
-    masks: Mapping[str, Any] | None = None,
+    masks: Masks | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> FinetuneResult:
     """Fine-tune a copy of an encoder on the "train" split of one task.
@@ -156,7 +157,7 @@ def _train(
     tasks: Mapping[str, data.Task],
     config: FinetuneConfig,
     progress: Progress,
-    masks: Mapping[str, Any] | None = None,
+    masks: Masks | None = None,
     checkpoint: Path | None = None,
 ) -> FinetuneResult:
     with distributed.joined(config.device) as world, threads(config.threads), seeded(config.seed, world.device):
@@ -173,7 +174,7 @@ def _run(
     tasks: Mapping[str, data.Task],
     config: FinetuneConfig,
     progress: Progress,
-    masks: Mapping[str, Any] | None,
+    masks: Masks | None,
     run: RunCheckpoint | None,
     world: World,
 ) -> FinetuneResult:
@@ -262,9 +263,7 @@ def _stream(
         skip = 0
 
 
-def check_combination(
-    config: FinetuneConfig, masks: Mapping[str, Any] | None, checkpoint: Path | None, world: World
-) -> None:
+def check_combination(config: FinetuneConfig, masks: Masks | None, checkpoint: Path | None, world: World) -> None:
     """Refuse what does not go together.
 
     Raises:

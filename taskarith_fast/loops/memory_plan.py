@@ -12,9 +12,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.objective import Objective
 from taskarith_fast.loops.recipes import RECIPES, prepare
 from taskarith_fast.loops.runtime import device_of, resolve_device
+from taskarith_fast.masks import Masks
 from taskarith_fast.merging.checks import format_size
 from taskarith_fast.models.activations import Kept, measure_kept
 
@@ -70,7 +70,7 @@ class MemoryPlan:
 
 
 def plan_finetune(
-    encoder: nn.Module, head: nn.Module, config: FinetuneConfig | None = None, masks: Mapping[str, Any] | None = None
+    encoder: nn.Module, head: nn.Module, config: FinetuneConfig | None = None, masks: Masks | None = None
 ) -> MemoryPlan:
     """Say what a fine-tuning run would need.
 
@@ -107,9 +107,7 @@ def plan_finetune(
     return _plan(encoder, objective, config, masks, kept)
 
 
-def check_memory(
-    plan: MemoryPlan, limit: int, encoder: nn.Module, head: nn.Module, masks: Mapping[str, Any] | None = None
-) -> None:
+def check_memory(plan: MemoryPlan, limit: int, encoder: nn.Module, head: nn.Module, masks: Masks | None = None) -> None:
     """Refuse a run that needs more than `limit` bytes, naming changes with which it would fit.
 
     Args:
@@ -130,7 +128,7 @@ def check_memory(
 
 
 def _plan(
-    encoder: nn.Module, objective: Objective, config: FinetuneConfig, masks: Mapping[str, Any] | None, kept: Kept
+    encoder: nn.Module, objective: Objective, config: FinetuneConfig, masks: Masks | None, kept: Kept
 ) -> MemoryPlan:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     images = -(-config.batch_size // processes)
@@ -158,7 +156,7 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _alternatives(
-    config: FinetuneConfig, encoder: nn.Module, head: nn.Module, masks: Mapping[str, Any] | None
+    config: FinetuneConfig, encoder: nn.Module, head: nn.Module, masks: Masks | None
 ) -> Iterator[tuple[str, MemoryPlan]]:
     """Changes that need less, the mildest first: of how it is computed, then of what is trained."""
     for checkpointed in (config.checkpoint_activations, True):

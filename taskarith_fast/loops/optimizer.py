@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,19 +11,17 @@ from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.objective import Objective
 from taskarith_fast.loops.recipes import RECIPES
 from taskarith_fast.loops.schedule import learning_rate
+from taskarith_fast.masks import Masks
+from taskarith_fast.optim import SparseAdamW
 
 
-def make_optimizer(
-    objective: Objective, config: FinetuneConfig, masks: Mapping[str, Any] | None = None
-) -> torch.optim.Optimizer:
+def make_optimizer(objective: Objective, config: FinetuneConfig, masks: Masks | None = None) -> torch.optim.Optimizer:
     """AdamW with one group for the encoder and one for heads that are trained, each with its "peak" rate.
 
     With masks it is `SparseAdamW`, whose state and steps are those of the selected entries alone.
     """
     if masks is not None:
-        from taskarith_fast.optim import SparseAdamW
-
-        named = [(name, p) for name, p in objective.encoder.named_parameters() if p.requires_grad]
+        named = objective.encoder.named_parameters()
         optimizer = SparseAdamW(named, masks=masks, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         optimizer.param_groups[0]["peak"] = config.lr
         return optimizer

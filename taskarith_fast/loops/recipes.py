@@ -7,13 +7,13 @@ decay and no optimizer state, and ends bit-identical.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.masks import Masks
 from taskarith_fast.models import LINEAR_LAYER_SETS, linear_layer_names
 from taskarith_fast.models.lora import LowRankAdapter
 
@@ -56,7 +56,7 @@ class Prepared:
     """The factors of a low-rank recipe, which are trained in the tensors' place."""
 
 
-def prepare(model: nn.Module, config: FinetuneConfig, masks: Mapping[str, Any] | None = None) -> Prepared:
+def prepare(model: nn.Module, config: FinetuneConfig, masks: Masks | None = None) -> Prepared:
     """Let exactly what ``config.recipe`` trains have gradients, in place.
 
     Args:
@@ -94,7 +94,7 @@ def _tensor_names(model: nn.Module, recipe: str) -> tuple[str, ...]:
     return biases
 
 
-def _mask_names(model: nn.Module, masks: Mapping[str, Any]) -> tuple[str, ...]:
+def _mask_names(model: nn.Module, masks: Masks) -> tuple[str, ...]:
     """The parameters of which a mask selects an entry, in the model's order."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name in masks:
@@ -102,9 +102,9 @@ def _mask_names(model: nn.Module, masks: Mapping[str, Any]) -> tuple[str, ...]:
             raise ArgumentError(
                 f"masks: {name} is no parameter of this encoder; expected names as {next(iter(shapes))}"
             )
-        if tuple(masks[name].shape) != shapes[name]:
-            raise ArgumentError(f"masks: {name} must have shape {shapes[name]}, got {tuple(masks[name].shape)}")
-    names = tuple(name for name in shapes if name in masks and bool(masks[name].any()))
+        if masks.shape(name) != shapes[name]:
+            raise ArgumentError(f"masks: {name} must have shape {shapes[name]}, got {masks.shape(name)}")
+    names = tuple(name for name in shapes if name in masks and masks.count(name))
     if not names:
         raise ArgumentError("masks must select at least one entry, got none; try a higher density")
     return names

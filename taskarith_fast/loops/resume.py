@@ -20,6 +20,7 @@ from taskarith_fast.checkpoint.commit import staged
 from taskarith_fast.errors import CheckpointError
 from taskarith_fast.loops.config import FinetuneConfig, describe
 from taskarith_fast.loops.distributed import World, is_main
+from taskarith_fast.masks import Masks
 
 _FORMAT = 1
 _NO_MATTER = ("checkpoint_every", "threads")  # fields of a configuration that do not change the result
@@ -85,7 +86,7 @@ def identify(
     heads: Mapping[str, nn.Module],
     tasks: Mapping[str, data.Task],
     config: FinetuneConfig,
-    masks: Mapping[str, Any] | None,
+    masks: Masks | None,
     processes: int,
 ) -> dict[str, Any]:
     """All that the bytes of a result depend on, by the words that an error uses for it."""

@@ -9,6 +9,7 @@ from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.finetune import finetune
 from taskarith_fast.loops.recipes import RECIPES, prepare
+from taskarith_fast.masks import Masks
 from taskarith_fast.models import random_head
 from tests.loops.tiny import digits, vit
 
@@ -92,21 +93,40 @@ def test_checkpointed_activations_give_the_same_bytes(recipe):
     assert all(torch.equal(ours.state[name], plain.state[name]) for name in plain.state)
 
 
+def _mask(name, size, value):
+    return Masks.full({name: (size,)}, value)
+
+
 def test_masks_and_recipes_that_do_not_go_together_are_refused():
     masked = dataclasses.replace(SHORT, recipe="talos")
-    masks = {"ln_post.weight": torch.ones(16, dtype=torch.bool)}
+    masks = _mask("ln_post.weight", 16, True)
     with pytest.raises(ArgumentError, match="for the recipes talos, lota, masked only: 'talos' got none; make them"):
         prepare(vit(), masked)
     with pytest.raises(ArgumentError, match="'full' got masks; try recipe 'masked'"):
         prepare(vit(), SHORT, masks)
     with pytest.raises(ArgumentError, match="masks: nothing is no parameter of this encoder"):
-        prepare(vit(), masked, {"nothing": masks["ln_post.weight"]})
+        prepare(vit(), masked, _mask("nothing", 16, True))
     with pytest.raises(ArgumentError, match=r"masks: ln_post.weight must have shape \(16,\), got \(3,\)"):
-        prepare(vit(), masked, {"ln_post.weight": torch.ones(3, dtype=torch.bool)})
+        prepare(vit(), masked, _mask("ln_post.weight", 3, True))
     with pytest.raises(ArgumentError, match="masks must select at least one entry, got none"):
-        prepare(vit(), masked, {"ln_post.weight": torch.zeros(16, dtype=torch.bool)})
+        prepare(vit(), masked, _mask("ln_post.weight", 16, False))
     with pytest.raises(ArgumentError, match="train_head must be false for recipes with masks"):
         finetune(vit(), _head(), digits(), dataclasses.replace(masked, train_head=True), masks=masks)
+
+
+def test_sparse_recipes_move_the_selected_entries_alone():
+    names = ("transformer.resblocks.0.attn.in_proj_weight", "transformer.resblocks.0.ln_1.bias")
+    start = dict(vit().named_parameters())
+    chosen = {name: torch.zeros_like(start[name], dtype=torch.bool) for name in start}
+    for name in names:
+        chosen[name].view(-1)[::3] = True
+    masks = Masks.pack(chosen)
+    for recipe in ("talos", "lota", "masked"):
+        result = finetune(vit(), _head(), digits(), dataclasses.replace(SHORT, recipe=recipe), masks=masks)
+        assert sorted(result.trained) == sorted(names)
+        for name, mask in chosen.items():
+            assert torch.equal(result.state[name][~mask], start[name].detach()[~mask]), name
+        assert not torch.equal(result.state[names[0]], start[names[0]].detach())
 
 
 def test_every_recipe_says_what_it_trains():
