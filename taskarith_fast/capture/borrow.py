@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from taskarith_fast.models.blocks import transformer_blocks
-from taskarith_fast.models.fast import use_fast_linear
 
 
 @contextmanager
@@ -40,15 +39,15 @@ def substituted(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[Non
 
 
 @contextmanager
-def evaluated_fast(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and the dense-linear route inside a with block; modes and classes of all layers after it."""
-    before = [(module, module.training, module.__class__) for module in model.modules()]
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside a with block; each layer's own mode after it."""
+    before = [(module, module.training) for module in model.modules()]
     try:
-        use_fast_linear(model.eval())
+        model.eval()
         yield
     finally:
-        for module, training, kind in before:
-            module.training, module.__class__ = training, kind
+        for module, training in before:
+            module.training = training
 
 
 @contextmanager

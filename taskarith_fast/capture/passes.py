@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taskarith_fast.capture.borrow import evaluated_fast, recomputed_blocks, substituted
+from taskarith_fast.capture.borrow import evaluated, recomputed_blocks, substituted
 from taskarith_fast.capture.embeddings import Stage, find_stages
 from taskarith_fast.capture.uses import RULES, Use, use_of_linear
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.models.fast import fast_linear
 from taskarith_fast.ops.linear import Compute, around_linear
 
 
@@ -70,7 +71,7 @@ def observe(
             raise ArgumentError(f"names: {name} is no parameter of the model; expected names as {next(iter(own), '')}")
     frozen = {name: (tensors or {}).get(name, parameter).detach() for name, parameter in own.items()}
     capture = Capture(model, observer, {name: frozen[name] for name in wanted}, whole_batch)
-    with evaluated_fast(model), substituted(model, frozen), capture._observing(checkpoint):
+    with evaluated(model), fast_linear(model), substituted(model, frozen), capture._observing(checkpoint):
         yield capture
 
 
