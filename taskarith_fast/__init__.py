@@ -30,13 +30,15 @@ _NAMES = {
     "convert_names": "taskarith_fast.formats.convert",
     "inspect_file": "taskarith_fast.formats.inspection",
     "fisher_diagonal": "taskarith_fast.loops.fisher",
+    "linearize": "taskarith_fast.tangent",
+    "TangentFeatures": "taskarith_fast.tangent",
     "load_encoder": "taskarith_fast.models",
     "zero_shot_head": "taskarith_fast.models",
     "gram_matrices": "taskarith_fast.loops.grams",
     "load_tasks": "taskarith_fast.data",
     "TaskarithError": "taskarith_fast.errors",
 }
-_MODULES = ("data", "errors", "loops", "models", "native", "ops")
+_MODULES = ("data", "errors", "loops", "models", "native", "ops", "tangent")
 
 __all__ = ["__version__", *_NAMES, *_MODULES]
 

@@ -14,7 +14,7 @@ LAYERS = {
     "__main__": 7,
     "cli": 6,
     "loops": 5,
-    "merging": 4, "linearize": 4, "optim": 4, "analysis": 4, "models": 4, "data": 4, "capture": 4,
+    "merging": 4, "tangent": 4, "optim": 4, "analysis": 4, "models": 4, "data": 4, "capture": 4,
     "task_vector": 3, "sparse_task_vector": 3, "masks": 3,
     "checkpoint": 2, "formats": 2,
     "ops": 1, "kernels": 1,
@@ -50,7 +50,7 @@ def test_imports_go_down_only(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_methods_do_not_import_each_other(path):
     parts = path.relative_to(PACKAGE).parts
-    peers = {"merging", "linearize", "optim", "analysis"}
+    peers = {"merging", "tangent", "optim", "analysis"}
     if parts[0].removesuffix(".py") in peers:
         for imported in _imports(path):
             name = imported.split(".")[1]

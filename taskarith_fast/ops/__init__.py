@@ -9,6 +9,12 @@ from taskarith_fast.ops.dare import dare
 from taskarith_fast.ops.fisher_diag_ import fisher_diag_
 from taskarith_fast.ops.fisher_diag_elementwise_ import fisher_diag_elementwise_
 from taskarith_fast.ops.fisher_merge import fisher_merge
+from taskarith_fast.ops.dual_attention import dual_attention
+from taskarith_fast.ops.dual_gelu import dual_gelu
+from taskarith_fast.ops.dual_layer_norm import dual_layer_norm, dual_rms_norm
+from taskarith_fast.ops.dual_linear import dual_linear
+from taskarith_fast.ops.dual_patch_embed import dual_patch_embed
+from taskarith_fast.ops.dual_residual import dual_residual
 from taskarith_fast.ops.kth_magnitude import kth_magnitude
 from taskarith_fast.ops.linear import linear
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
@@ -40,6 +46,13 @@ __all__ = [
     "fisher_diag_",
     "fisher_diag_elementwise_",
     "fisher_merge",
+    "dual_attention",
+    "dual_gelu",
+    "dual_layer_norm",
+    "dual_linear",
+    "dual_patch_embed",
+    "dual_residual",
+    "dual_rms_norm",
     "kth_magnitude",
     "linear",
     "lowrank_sum",

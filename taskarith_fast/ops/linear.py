@@ -87,12 +87,44 @@ def around_linear(around: Around) -> Iterator[None]:
 
 
 def _compute(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _conv1x1(x, weight, bias) if _takes_conv1x1(x, weight, bias) else F.linear(x, weight, bias)
+
+
+def _takes_conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     if torch.compiler.is_compiling() or not _fits(x, weight, bias):
-        return F.linear(x, weight, bias)
+        return False
     route = requested_linear_route()
     if route == "auto":
         route = _auto_route(x.numel() // x.shape[-1], weight)
-    return _conv1x1(x, weight, bias) if route == "conv1x1" else F.linear(x, weight, bias)
+    return route == "conv1x1"
+
+
+def linear_backward(
+    grad: Tensor, x: Tensor | None, weight: Tensor, by_x: bool, by_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of a dense layer by its input and its weight, by the route that `linear` takes for the layer.
+
+    Args:
+        grad: Gradient by the output, shape [..., o].
+        x: Input, shape [..., k]; None if no gradient by the weight is asked for.
+        weight: Weight, shape [o, k].
+        by_x: Return the gradient by the input.
+        by_weight: Return the gradient by the weight.
+
+    Returns:
+        grad_x, shape [..., k], and grad_weight, shape [o, k]; None where not asked for.
+    """
+    if not by_weight or x is None:
+        return (linear(grad, weight.t().contiguous()) if by_x else None), None
+    rows = grad.reshape(-1, grad.shape[-1])
+    if _takes_conv1x1(x, weight):
+        images = [t.reshape(1, 1, -1, t.shape[-1]).permute(0, 3, 1, 2) for t in (rows, x)]
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            *images, weight[:, :, None, None], None, [1, 1], [0, 0], [2, 1], False, [0, 0], 1, [by_x, True, False]
+        )
+        grad_x = grad_x.permute(0, 2, 3, 1).reshape(x.shape) if by_x else None
+        return grad_x, grad_weight.reshape(weight.shape)
+    return (rows @ weight).reshape(x.shape) if by_x else None, rows.t() @ x.reshape(-1, x.shape[-1])
 
 
 def set_linear_route(route: str | None) -> None:

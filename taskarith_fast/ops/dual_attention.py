@@ -1,0 +1,184 @@
+r"""Attention and its derivative along a direction.
+
+For every batch and head, with s = scale q k^T + mask and p = softmax(s) by rows,
+
+    y  = p v
+    ds = scale (dq k^T + q dk^T),    dp = p (ds - rowsum(p ds)),    dy = dp v + p dv
+
+The registered operator is dy alone, computed for a strip of query rows at a time: of the four [L, S] matrices no more
+than a strip exists. y is torch's scaled_dot_product_attention. dy is linear in (dq, dk, dv), and its gradient by them
+is the ordinary one of attention at (q, k, v): torch's kernel, started again in the backward pass, so that only q, k, v
+are kept. Absent tangents (None) cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.ops._contract import define_op
+from taskarith_fast.ops._dual import backend_of, check_pair, wide
+
+SCHEMA = (
+    "(Tensor q, Tensor? dq, Tensor k, Tensor? dk, Tensor v, Tensor? dv, Tensor? mask, bool causal, float scale)"
+    " -> Tensor"
+)
+
+
+def dual_attention_reference(
+    q: Tensor,
+    dq: Tensor | None,
+    k: Tensor,
+    dk: Tensor | None,
+    v: Tensor,
+    dv: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> Tensor:
+    """The formula, dense, in float32, or in float64 for float64."""
+    dtype = q.dtype
+    q, dq, k, dk, v, dv = (wide(t) for t in (q, dq, k, dk, v, dv))  # type: ignore[assignment]
+    scores = scale * q @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~seen, -torch.inf)
+    p = torch.softmax(scores, -1).nan_to_num(0.0)  # a row that sees nothing is zero, as torch has it
+    dy = torch.zeros_like(p @ v)
+    if dq is not None or dk is not None:
+        ds = torch.zeros_like(p)
+        if dq is not None:
+            ds = ds + scale * dq @ k.transpose(-1, -2)
+        if dk is not None:
+            ds = ds + scale * q @ dk.transpose(-1, -2)
+        dy = dy + (p * (ds - (p * ds).sum(-1, keepdim=True))) @ v
+    if dv is not None:
+        dy = dy + p @ dv
+    return dy.to(dtype).contiguous()
+
+
+def dual_attention_fake(
+    q: Tensor,
+    dq: Tensor | None,
+    k: Tensor,
+    dk: Tensor | None,
+    v: Tensor,
+    dv: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, _, k, _, v, _, mask, ctx.causal, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, mask)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    q, k, v, mask = ctx.saved_tensors
+    by = ctx.needs_input_grad
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_(needed) for t, needed in zip((q, k, v), by[1:6:2], strict=True)]
+        y = F.scaled_dot_product_attention(*leaves, attn_mask=mask, is_causal=ctx.causal, scale=ctx.scale)
+    grads = iter(torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad))
+    by_dq, by_dk, by_dv = (next(grads) if t.requires_grad else None for t in leaves)
+    return None, by_dq, None, by_dk, None, by_dv, None, None, None
+
+
+OP = define_op(
+    "dual_attention",
+    SCHEMA,
+    dual_attention_reference,
+    dual_attention_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+
+
+def dual_attention(
+    q: Tensor,
+    dq: Tensor | None,
+    k: Tensor,
+    dk: Tensor | None,
+    v: Tensor,
+    dv: Tensor | None,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Attend, and carry the tangents of queries, keys and values.
+
+    Args:
+        q: Queries, shape [B, H, L, d].
+        dq: Tangent of q, or None.
+        k: Keys, shape [B, H, S, d].
+        dk: Tangent of k, or None.
+        v: Values, shape [B, H, S, e].
+        dv: Tangent of v, or None.
+        mask: Broadcasts to [B, H, L, S]: bool (True = is seen) or added to the scores; None sees all.
+        causal: Query i sees keys 0 to i only; not together with a mask.
+        scale: Factor of the scores; 1 / sqrt(d) if None.
+        backend: "auto", "reference" or "cpu", of dy.
+
+    Returns:
+        y of shape [B, H, L, e], without gradient, and dy, differentiable by the tangents; None if there is no
+        tangent. A query that sees no key has y = dy = 0.
+
+    Raises:
+        ArgumentError: If a shape does not fit, mask and causal are both given, or under forward-mode AD.
+        BackendError: If `backend` is absent.
+    """
+    check_pair("dual_attention", q=(q, dq), k=(k, dk), v=(v, dv))
+    _check_shapes(q, k, v, mask, causal)
+    q, k, v = q.detach(), k.detach(), v.detach()
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    return y, attention_tangent(q, dq, k, dk, v, dv, mask, causal, scale, backend)
+
+
+def attention_tangent(
+    q: Tensor,
+    dq: Tensor | None,
+    k: Tensor,
+    dk: Tensor | None,
+    v: Tensor,
+    dv: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    backend: str = "auto",
+) -> Tensor | None:
+    """dy alone, unchecked; arguments as dual_attention's."""
+    if dq is None and dk is None and dv is None:
+        return None
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dq, dk, dv = (None if t is None else t.to(q.dtype) for t in (dq, dk, dv))
+    if mask is not None:
+        mask = _added(mask, q.dtype)
+    return OP(q, dq, k, dk, v, dv, mask, causal, scale, backend=backend_of(q, backend))
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as a number to add: 0 where seen, -inf where not."""
+    if mask.dtype != torch.bool:
+        return mask.detach().to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> None:
+    if q.dim() != 4 or k.shape != (*q.shape[:2], k.shape[-2], q.shape[-1]) or v.shape[:-1] != k.shape[:-1]:
+        raise ArgumentError(
+            "q, k, v must have shapes [B, H, L, d], [B, H, S, d], [B, H, S, e], "
+            f"got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+        )
+    if mask is not None and causal:
+        raise ArgumentError("mask and causal exclude each other, got both; put the triangle into the mask")
