@@ -87,7 +87,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     by = ctx.needs_input_grad
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_(needed) for t, needed in zip((q, k, v), by[1:6:2], strict=True)]
-        y = F.scaled_dot_product_attention(*leaves, attn_mask=mask, is_causal=ctx.causal, scale=ctx.scale)
+        y = F.scaled_dot_product_attention(*leaves, attn_mask=None if mask is None else mask.to(q.dtype), is_causal=ctx.causal, scale=ctx.scale)
     grads = iter(torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad))
     by_dq, by_dk, by_dv = (next(grads) if t.requires_grad else None for t in leaves)
     return None, by_dq, None, by_dk, None, by_dv, None, None, None
@@ -163,7 +163,7 @@ def attention_tangent(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dq, dk, dv = (None if t is None else t.to(q.dtype) for t in (dq, dk, dv))
     if mask is not None:
-        mask = _added(mask, q.dtype)
+        mask = _added(mask, torch.promote_types(q.dtype, torch.float32)).expand(*q.shape[:-1], k.shape[-2])
     return OP(q, dq, k, dk, v, dv, mask, causal, scale, backend=backend_of(q, backend))
 
 

@@ -22,11 +22,16 @@ Rule = Callable[..., Any]
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     vx, vw = value_of(x), value_of(weight)
-    y = ops.linear(vx, vw, value_of(bias))
+    y = ops.linear(vx, vw if vx.is_contiguous() else _trained(vw), value_of(bias)).detach()
     count = directions([x, weight, bias])
     return paired(
         y, [linear_tangent(vx, tangent_of(x, t), vw, tangent_of(weight, t), tangent_of(bias, t)) for t in range(count)]
     )
+
+
+def _trained(weight: Tensor) -> Tensor:
+    """The weight as the plain model has it in training: torch rounds products of strided inputs differently then."""
+    return weight.detach().requires_grad_(torch.is_grad_enabled())
 
 
 def _conv2d(
