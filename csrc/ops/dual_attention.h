@@ -29,9 +29,9 @@ inline AttentionSizes check_dual_attention(const Tensor& q, const MaybeTensor& d
                       (!dk.has_value() || fits(*dk, s.keys, s.depth)) &&
                       (!dv.has_value() || fits(*dv, s.keys, s.width)),
                   "dual_attention: tensors must fit q in shape, dtype and device");
+  STD_TORCH_CHECK(dq.has_value() || dk.has_value() || dv.has_value(), "dual_attention: at least one tangent");
   STD_TORCH_CHECK(!mask.has_value() || (mask->scalar_type() == ScalarType::Float && mask->is_cpu() == q.is_cpu() &&
-                                        fits(q, s.queries, s.depth) && mask->dim() == 4 &&
-                                        mask->size(0) == s.batch && mask->size(1) == s.heads &&
+                                        mask->dim() == 4 && mask->size(0) == s.batch && mask->size(1) == s.heads &&
                                         mask->size(2) == s.queries && mask->size(3) == s.keys),
                   "dual_attention: mask must be float32 [B, H, L, S]");
   return s;

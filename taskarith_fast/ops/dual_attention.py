@@ -5,8 +5,8 @@ For every batch and head, with s = scale q k^T + mask and p = softmax(s) by rows
     y  = p v
     ds = scale (dq k^T + q dk^T),    dp = p (ds - rowsum(p ds)),    dy = dp v + p dv
 
-The registered operator is dy alone, computed for a strip of query rows at a time: of the four [L, S] matrices no more
-than a strip exists. y is torch's scaled_dot_product_attention. dy is linear in (dq, dk, dv), and its gradient by them
+The registered operator computes a strip of query rows at a time: of the four [L, S] matrices no more than a strip
+exists. y comes with dy, or is left out where the model's own attention has computed it already. dy is linear in (dq, dk, dv), and its gradient by them
 is the ordinary one of attention at (q, k, v): torch's kernel, started again in the backward pass, so that only q, k, v
 are kept. Absent tangents (None) cost nothing.
 """
@@ -24,8 +24,8 @@ from taskarith_fast.ops._contract import define_op
 from taskarith_fast.ops._dual import backend_of, check_pair, wide
 
 SCHEMA = (
-    "(Tensor q, Tensor? dq, Tensor k, Tensor? dk, Tensor v, Tensor? dv, Tensor? mask, bool causal, float scale)"
-    " -> Tensor"
+    "(Tensor q, Tensor? dq, Tensor k, Tensor? dk, Tensor v, Tensor? dv, Tensor? mask, bool causal, float scale, "
+    "bool with_value) -> (Tensor, Tensor)"
 )
 
 
@@ -39,7 +39,8 @@ def dual_attention_reference(
     mask: Tensor | None,
     causal: bool,
     scale: float,
-) -> Tensor:
+    with_value: bool,
+) -> tuple[Tensor, Tensor]:
     """The formula, dense, in float32, or in float64 for float64."""
     dtype = q.dtype
     q, dq, k, dk, v, dv = (wide(t) for t in (q, dq, k, dk, v, dv))  # type: ignore[assignment]
@@ -50,7 +51,8 @@ def dual_attention_reference(
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~seen, -torch.inf)
     p = torch.softmax(scores, -1).nan_to_num(0.0)  # a row that sees nothing is zero, as torch has it
-    dy = torch.zeros_like(p @ v)
+    y = p @ v
+    dy = torch.zeros_like(y)
     if dq is not None or dk is not None:
         ds = torch.zeros_like(p)
         if dq is not None:
@@ -60,7 +62,8 @@ def dual_attention_reference(
         dy = dy + (p * (ds - (p * ds).sum(-1, keepdim=True))) @ v
     if dv is not None:
         dy = dy + p @ dv
-    return dy.to(dtype).contiguous()
+    y = y.detach() if with_value else y.new_empty(0)
+    return y.to(dtype).contiguous(), dy.to(dtype).contiguous()
 
 
 def dual_attention_fake(
@@ -73,16 +76,18 @@ def dual_attention_fake(
     mask: Tensor | None,
     causal: bool,
     scale: float,
-) -> Tensor:
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+    with_value: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = (*q.shape[:-1], v.shape[-1])
+    return q.new_empty(shape if with_value else (0,)), q.new_empty(shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, _, k, _, v, _, mask, ctx.causal, ctx.scale = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    q, _, k, _, v, _, mask, ctx.causal, ctx.scale, _ = inputs
     ctx.save_for_backward(q, k, v, mask)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, _: Any, grad: Tensor) -> tuple[Any, ...]:
     q, k, v, mask = ctx.saved_tensors
     by = ctx.needs_input_grad
     with torch.enable_grad():
@@ -90,7 +95,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         y = F.scaled_dot_product_attention(*leaves, attn_mask=None if mask is None else mask.to(q.dtype), is_causal=ctx.causal, scale=ctx.scale)
     grads = iter(torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad))
     by_dq, by_dk, by_dv = (next(grads) if t.requires_grad else None for t in leaves)
-    return None, by_dq, None, by_dk, None, by_dv, None, None, None
+    return None, by_dq, None, by_dk, None, by_dv, None, None, None, None
 
 
 OP = define_op(
@@ -128,7 +133,7 @@ def dual_attention(
         mask: Broadcasts to [B, H, L, S]: bool (True = is seen) or added to the scores; None sees all.
         causal: Query i sees keys 0 to i only; not together with a mask.
         scale: Factor of the scores; 1 / sqrt(d) if None.
-        backend: "auto", "reference" or "cpu", of dy.
+        backend: "auto", "reference" or "cpu", of both.
 
     Returns:
         y of shape [B, H, L, e], without gradient, and dy, differentiable by the tangents; None if there is no
@@ -141,8 +146,10 @@ def dual_attention(
     check_pair("dual_attention", q=(q, dq), k=(k, dk), v=(v, dv))
     _check_shapes(q, k, v, mask, causal)
     q, k, v = q.detach(), k.detach(), v.detach()
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
-    return y, attention_tangent(q, dq, k, dk, v, dv, mask, causal, scale, backend)
+    if dq is None and dk is None and dv is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale), None
+    y, dy = _run(q, dq, k, dk, v, dv, mask, causal, scale, True, backend)
+    return y.detach(), dy
 
 
 def attention_tangent(
@@ -155,16 +162,31 @@ def attention_tangent(
     mask: Tensor | None,
     causal: bool,
     scale: float | None,
-    backend: str = "auto",
 ) -> Tensor | None:
     """dy alone, unchecked; arguments as dual_attention's."""
     if dq is None and dk is None and dv is None:
         return None
+    return _run(q, dq, k, dk, v, dv, mask, causal, scale, False, "auto")[1]
+
+
+def _run(
+    q: Tensor,
+    dq: Tensor | None,
+    k: Tensor,
+    dk: Tensor | None,
+    v: Tensor,
+    dv: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    with_value: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dq, dk, dv = (None if t is None else t.to(q.dtype) for t in (dq, dk, dv))
     if mask is not None:
         mask = _added(mask, torch.promote_types(q.dtype, torch.float32)).expand(*q.shape[:-1], k.shape[-2])
-    return OP(q, dq, k, dk, v, dv, mask, causal, scale, backend=backend_of(q, backend))
+    return OP(q, dq, k, dk, v, dv, mask, causal, scale, with_value, backend=backend_of(q, backend))
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,9 @@
 namespace taskarith {
 namespace {
 
-constexpr int64_t kStrip = 96;  // query rows of a strip, a multiple of the product's tiles of 6 and 12 rows
+// Rows and columns are padded to whole tiles of the matrix product (gemm_tile.h), whatever the instruction set.
+constexpr int64_t kTileRows = 12, kTileColumns = 32;
+constexpr int64_t kStrip = 96;  // query rows of a strip at most
 
 // One [rows, width] matrix a head, its rows contiguous.
 struct Heads {
@@ -40,8 +42,30 @@ struct Heads {
 
 struct Worker {
   GemmScratch<float> gemm;
-  AlignedBuffer<float> q, dq, k, dk, v, dv, p, ds, dy;
+  AlignedBuffer<float> rows, q, k, dk, scores, y, dy;
 };
+
+// x [rows, width] times `factor` into out [padded_rows, width], zero below.
+void copy_rows(MatrixView<float> x, int64_t rows, int64_t padded_rows, int64_t width, float factor, float* out) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* const from = x.at(r, 0);
+    for (int64_t i = 0; i < width; ++i) out[r * width + i] = from[i] * factor;
+  }
+  std::fill(out + rows * width, out + padded_rows * width, 0.0f);
+}
+
+// The transpose of x [rows, width] as [width, padded_rows], zero on the right.
+void transpose_rows(MatrixView<float> x, int64_t rows, int64_t padded_rows, int64_t width, float* __restrict out) {
+  constexpr int64_t kBlock = 16;
+  for (int64_t j = 0; j < padded_rows; j += kBlock) {
+    const int64_t n = std::clamp<int64_t>(rows - j, 0, kBlock);
+    for (int64_t i = 0; i < width; ++i) {
+      float* const to = out + i * padded_rows + j;
+      for (int64_t r = 0; r < n; ++r) to[r] = *x.at(j + r, i);
+      for (int64_t r = n; r < kBlock; ++r) to[r] = 0.0f;
+    }
+  }
+}
 
 TASKARITH_SIMD float row_max(const float* __restrict x, int64_t n) {
   float top = -__builtin_inff();
@@ -93,35 +117,50 @@ struct Attention {
   int64_t mask_strides[4];
   bool causal;
   float scale;
-  Tensor out;  // [B, H, L, e]
+  bool with_value;
+  Tensor value, out;  // [B, H, L, e]
 
-  // Rows [first, first + rows) of one head.
+  // Rows [first, first + rows) of one head. Scores and their tangents lie one below the other, so that the products
+  // with k and v serve both.
   void strip(Worker& w, int64_t b, int64_t h, int64_t first, int64_t rows) const {
     const int64_t keys = causal ? std::min(s.keys, first + rows) : s.keys;
-    float *const p = w.p.reserve(rows * keys), *const ds = w.ds.reserve(rows * keys);
-    const MatrixView<float> q_rows = q.rows(b, h, first, rows, w.q), k_rows = k.rows(b, h, 0, keys, w.k);
-    gemm<float>(rows, keys, s.depth, q_rows, k_rows.transposed(), p, keys, w.gemm, scale);
-    for (int64_t r = 0; r < rows; ++r) softmax(p + r * keys, b, h, first + r, keys);
-    float* const dy = w.dy.reserve(rows * s.width);
-    bool written = false;
-    if (dq || dk) {
-      if (dq)
-        gemm<float>(rows, keys, s.depth, dq.rows(b, h, first, rows, w.dq), k_rows.transposed(), ds, keys, w.gemm,
-                    scale);
-      if (dk)
-        gemm<float>(rows, keys, s.depth, q_rows, dk.rows(b, h, 0, keys, w.dk).transposed(), ds, keys, w.gemm, scale,
-                    static_cast<bool>(dq));
-      for (int64_t r = 0; r < rows; ++r) softmax_tangent(p + r * keys, ds + r * keys, keys);
-      product(w, rows, keys, ds, v.rows(b, h, 0, keys, w.v), dy, false);
-      written = true;
-    }
-    if (dv) product(w, rows, keys, p, dv.rows(b, h, 0, keys, w.dv), dy, written);
+    const int64_t m = round_up(rows, kTileRows), n = round_up(keys, kTileColumns);
+    const bool moves = dq || dk;
+    float* const p = w.scores.reserve(2 * m * n);
+    float* const ds = p + m * n;
+    multiply_by_keys(w, b, h, first, rows, keys, p);
+    for (int64_t r = 0; r < rows; ++r) softmax(p + r * n, b, h, first + r, keys);
+    if (moves)
+      for (int64_t r = 0; r < rows; ++r) softmax_tangent(p + r * n, ds + r * n, keys);
+    float* const y = w.y.reserve(2 * m * s.width);
+    float* const dy = y + m * s.width;
+    const MatrixView<float> values = v.rows(b, h, 0, keys, w.rows);
+    const int64_t from = with_value ? 0 : m, to = moves ? 2 * m : m;
+    if (from < to) product(w, to - from, keys, n, p + from * n, values, y + from * s.width, false);
+    if (dv) product(w, m, keys, n, p, dv.rows(b, h, 0, keys, w.rows), dy, moves);
     const int64_t offset = ((b * s.heads + h) * s.queries + first) * s.width;
+    if (with_value) store_block(y, value.mutable_data_ptr(), value.scalar_type(), offset, rows * s.width);
     store_block(dy, out.mutable_data_ptr(), out.scalar_type(), offset, rows * s.width);
   }
 
-  void product(Worker& w, int64_t rows, int64_t keys, const float* a, MatrixView<float> x, float* y, bool add) const {
-    gemm<float>(rows, s.width, keys, MatrixView<float>{a, keys, 1}, x, y, s.width, w.gemm, 1.0f, add);
+  // p = scale q k^T and, below it, scale (dq k^T + q dk^T).
+  void multiply_by_keys(Worker& w, int64_t b, int64_t h, int64_t first, int64_t rows, int64_t keys, float* p) const {
+    const int64_t m = round_up(rows, kTileRows), n = round_up(keys, kTileColumns), d = s.depth;
+    float *const a = w.q.reserve(2 * m * d), *const kt = w.k.reserve(d * n);
+    copy_rows(q.rows(b, h, first, rows, w.rows), rows, m, d, scale, a);
+    if (dq) copy_rows(dq.rows(b, h, first, rows, w.rows), rows, m, d, scale, a + m * d);
+    transpose_rows(k.rows(b, h, 0, keys, w.rows), keys, n, d, kt);
+    const MatrixView<float> queries{a, d, 1};
+    gemm<float>(dq ? 2 * m : m, n, d, queries, MatrixView<float>{kt, n, 1}, p, n, w.gemm);
+    if (!dk) return;
+    float* const dkt = w.dk.reserve(d * n);
+    transpose_rows(dk.rows(b, h, 0, keys, w.rows), keys, n, d, dkt);
+    gemm<float>(m, n, d, queries, MatrixView<float>{dkt, n, 1}, p + m * n, n, w.gemm, 1.0f, static_cast<bool>(dq));
+  }
+
+  void product(Worker& w, int64_t m, int64_t keys, int64_t n, const float* a, MatrixView<float> x, float* y,
+               bool add) const {
+    gemm<float>(m, s.width, keys, MatrixView<float>{a, n, 1}, x, y, s.width, w.gemm, 1.0f, add);
   }
 
   void softmax(float* row, int64_t b, int64_t h, int64_t i, int64_t keys) const {
@@ -138,23 +177,27 @@ struct Attention {
   }
 };
 
-Tensor dual_attention_cpu(Tensor q, MaybeTensor dq, Tensor k, MaybeTensor dk, Tensor v, MaybeTensor dv,
-                          MaybeTensor mask, bool causal, double scale) {
+std::tuple<Tensor, Tensor> dual_attention_cpu(Tensor q, MaybeTensor dq, Tensor k, MaybeTensor dk, Tensor v,
+                                              MaybeTensor dv, MaybeTensor mask, bool causal, double scale,
+                                              bool with_value) {
   const AttentionSizes s = check_dual_attention(q, dq, k, dk, v, dv, mask);
   Tensor out = torch::stable::new_empty(q, {s.batch, s.heads, s.queries, s.width});
-  if (s.keys == 0 || (!dq.has_value() && !dk.has_value() && !dv.has_value())) return torch::stable::zero_(out);
+  Tensor value = with_value ? torch::stable::new_empty(q, {s.batch, s.heads, s.queries, s.width})
+                            : torch::stable::new_empty(q, {0});
+  if (s.keys == 0) return {torch::stable::zero_(value), torch::stable::zero_(out)};
   Attention a{s, Heads(q), Heads(dq), Heads(k), Heads(dk), Heads(v), Heads(dv), nullptr, {}, causal,
-              static_cast<float>(scale), out};
+              static_cast<float>(scale), with_value, value, out};
   if (mask.has_value()) {
     a.mask = mask->const_data_ptr<float>();
     for (int i = 0; i < 4; ++i) a.mask_strides[i] = mask->stride(i);
   }
-  const int64_t strips = (s.queries + kStrip - 1) / kStrip;
-  run_queue<Worker>(s.batch * s.heads * strips, [&](Worker& w, int64_t item) {
-    const int64_t head = item / strips, first = item % strips * kStrip;
-    a.strip(w, head / s.heads, head % s.heads, first, std::min(kStrip, s.queries - first));
+  const int64_t count = (s.queries + kStrip - 1) / kStrip;
+  const int64_t rows = count > 0 ? round_up((s.queries + count - 1) / count, kTileRows) : 0;
+  run_queue<Worker>(s.batch * s.heads * count, [&](Worker& w, int64_t item) {
+    const int64_t head = item / count, first = item % count * rows;
+    if (first < s.queries) a.strip(w, head / s.heads, head % s.heads, first, std::min(rows, s.queries - first));
   });
-  return out;
+  return {value, out};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(taskarith, CPU, m) { m.impl("dual_attention", TORCH_BOX(&dual_attention_cpu)); }
