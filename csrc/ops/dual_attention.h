@@ -24,11 +24,10 @@ inline AttentionSizes check_dual_attention(const Tensor& q, const MaybeTensor& d
     return t.dim() == 4 && t.size(0) == s.batch && t.size(1) == s.heads && t.size(2) == rows && t.size(3) == width &&
            t.scalar_type() == q.scalar_type() && t.is_cpu() == q.is_cpu();
   };
-  STD_TORCH_CHECK(fits(k, s.keys, s.depth) && fits(v, s.keys, s.width) &&
-                      (!dq.has_value() || fits(*dq, s.queries, s.depth)) &&
-                      (!dk.has_value() || fits(*dk, s.keys, s.depth)) &&
-                      (!dv.has_value() || fits(*dv, s.keys, s.width)),
-                  "dual_attention: tensors must fit q in shape, dtype and device");
+  STD_TORCH_CHECK(
+      fits(k, s.keys, s.depth) && fits(v, s.keys, s.width) && (!dq.has_value() || fits(*dq, s.queries, s.depth)) &&
+          (!dk.has_value() || fits(*dk, s.keys, s.depth)) && (!dv.has_value() || fits(*dv, s.keys, s.width)),
+      "dual_attention: tensors must fit q in shape, dtype and device");
   STD_TORCH_CHECK(dq.has_value() || dk.has_value() || dv.has_value(), "dual_attention: at least one tangent");
   STD_TORCH_CHECK(!mask.has_value() || (mask->scalar_type() == ScalarType::Float && mask->is_cpu() == q.is_cpu() &&
                                         mask->dim() == 4 && mask->size(0) == s.batch && mask->size(1) == s.heads &&

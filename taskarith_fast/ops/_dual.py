@@ -42,9 +42,9 @@ def add_tangents(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
-def wide(tensor: Tensor | None) -> Tensor | None:
+def wide(tensor: Tensor) -> Tensor:
     """The tensor in the type that references compute in: float64 stays, all others become float32."""
-    return None if tensor is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def backend_of(tensor: Tensor, backend: str) -> str:

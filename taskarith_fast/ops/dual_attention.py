@@ -6,9 +6,9 @@ For every batch and head, with s = scale q k^T + mask and p = softmax(s) by rows
     ds = scale (dq k^T + q dk^T),    dp = p (ds - rowsum(p ds)),    dy = dp v + p dv
 
 The registered operator computes a strip of query rows at a time: of the four [L, S] matrices no more than a strip
-exists. y comes with dy, or is left out where the model's own attention has computed it already. dy is linear in (dq, dk, dv), and its gradient by them
-is the ordinary one of attention at (q, k, v): torch's kernel, started again in the backward pass, so that only q, k, v
-are kept. Absent tangents (None) cost nothing.
+exists. y comes with dy, or is left out where the model's own attention has computed it already. dy is linear in
+(dq, dk, dv), and its gradient by them is the ordinary one of attention at (q, k, v): torch's kernel, started again in
+the backward pass, so that only q, k, v are kept. Absent tangents (None) cost nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def dual_attention_reference(
 ) -> tuple[Tensor, Tensor]:
     """The formula, dense, in float32, or in float64 for float64."""
     dtype = q.dtype
-    q, dq, k, dk, v, dv = (wide(t) for t in (q, dq, k, dk, v, dv))  # type: ignore[assignment]
+    q, k, v = wide(q), wide(k), wide(v)
+    dq, dk, dv = (None if t is None else wide(t) for t in (dq, dk, dv))
     scores = scale * q @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores + mask.to(scores.dtype)
@@ -92,7 +93,9 @@ def _backward(ctx: Any, _: Any, grad: Tensor) -> tuple[Any, ...]:
     by = ctx.needs_input_grad
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_(needed) for t, needed in zip((q, k, v), by[1:6:2], strict=True)]
-        y = F.scaled_dot_product_attention(*leaves, attn_mask=None if mask is None else mask.to(q.dtype), is_causal=ctx.causal, scale=ctx.scale)
+        added = None if mask is None else mask.to(q.dtype)
+        a, b, c = leaves
+        y = F.scaled_dot_product_attention(a, b, c, attn_mask=added, is_causal=ctx.causal, scale=ctx.scale)
     grads = iter(torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad))
     by_dq, by_dk, by_dv = (next(grads) if t.requires_grad else None for t in leaves)
     return None, by_dq, None, by_dk, None, by_dv, None, None, None, None

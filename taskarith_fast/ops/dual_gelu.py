@@ -41,7 +41,7 @@ def gelu_slope(x: Tensor, approximate: str) -> Tensor:
 
 def dual_gelu_reference(x: Tensor, dx: Tensor, approximate: str) -> Tensor:
     """The formula in float32, or in float64 for float64."""
-    return (gelu_slope(wide(x), approximate) * wide(dx)).to(x.dtype).contiguous()  # type: ignore[arg-type, operator]
+    return (gelu_slope(wide(x), approximate) * wide(dx)).to(x.dtype).contiguous()
 
 
 def dual_gelu_fake(x: Tensor, dx: Tensor, approximate: str) -> Tensor:

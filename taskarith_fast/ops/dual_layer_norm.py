@@ -5,8 +5,8 @@ With h = (x - mean) / std over the last dimension (RMSNorm: h = x / rms) the lay
     dy = w (dx - mean(dx) - h mean(h dx)) / std + h dw + db
 
 where RMSNorm has no mean(dx). The registered operator is dy alone, with statistics taken anew in float32 or wider;
-y is torch's own, so that a model with zero tangents has the bits of the plain one. dy is linear in (dx, dw, db), and its
-gradient by them is the ordinary one at x, of which only x and w are kept. Absent tangents (None) cost nothing.
+y is torch's own, so that a model with zero tangents has the bits of the plain one. dy is linear in (dx, dw, db), and
+its gradient by them is the ordinary one at x, of which only x and w are kept. Absent tangents (None) cost nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
 from taskarith_fast.ops._dual import backend_of, check_pair, common_dtype, plain, wide
 
-SCHEMA = (
-    "(Tensor x, Tensor? dx, Tensor? weight, Tensor? dweight, Tensor? dbias, float eps, bool centered) -> Tensor"
-)
+SCHEMA = "(Tensor x, Tensor? dx, Tensor? weight, Tensor? dweight, Tensor? dbias, float eps, bool centered) -> Tensor"
 
 
 def normalized(x: Tensor, eps: float, centered: bool) -> tuple[Tensor, Tensor]:

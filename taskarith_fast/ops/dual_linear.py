@@ -71,16 +71,23 @@ def _cast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """x as a matrix, so that torch takes one product, not one a sequence, for strided tensors too."""
+    return x.reshape(-1, x.shape[-1])
+
+
 class _Tangent(torch.autograd.Function):
     """dx W^T + x dW^T + db. One node, so that its two products share no more than x and W with the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dx: Any, weight: Tensor, dweight: Any, dbias: Any) -> Tensor:
         ctx.save_for_backward(x if dweight is not None else None, weight)
+        shape = (*x.shape[:-1], len(weight))
         if dweight is None:
-            return linear(dx, weight, dbias)
-        y = linear(x, dweight, dbias)
-        return y if dx is None else y.add_(linear(dx, weight))
+            return linear(_rows(dx), weight, dbias).view(shape)
+        dy = linear(_rows(x), dweight, dbias)
+        dy = dy if dx is None else dy.add_(linear(_rows(dx), weight))
+        return dy.view(shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -2,7 +2,8 @@
 
     y = conv(x, W) + b,    dy = conv(dx, W) + conv(x, dW) + db
 
-Images have no tangent, so the usual case is one convolution more than without. Gradients as in dual_linear.
+Images have no tangent, so the usual case is one convolution more than without. Gradients as in dual_linear, by torch's
+convolution, which keeps dW and dx beside W and x.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A residual sum, with or without LayerScale, and its derivative along a direction.
 
-    y = t + gamma z,    dy = dt + gamma dz + dgamma z
+y = t + gamma z,    dy = dt + gamma dz + dgamma z
 """
 
 from __future__ import annotations

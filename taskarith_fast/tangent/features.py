@@ -37,15 +37,14 @@ class TangentFeatures:
         NoRuleError: If the model does something that has no rule for tangents.
     """
 
-    def __init__(
-        self, model: nn.Module, images: Tensor | Iterable[Any], taus: Sequence[Mapping[str, Tensor]]
-    ) -> None:
+    def __init__(self, model: nn.Module, images: Tensor | Iterable[Any], taus: Sequence[Mapping[str, Tensor]]) -> None:
         if isinstance(taus, Mapping) or len(taus) == 0:
             raise ArgumentError("taus must be a list of at least one task vector")
         check_rules(model)
         model = expansion_point(model)
         tangents = _by_name(model, taus)
-        values, derivatives, labels = [], [], []
+        values, derivatives = [], []
+        labels: list[Any] = []
         with torch.no_grad():
             for batch, label in _batches(images):
                 value, tangent = _features(walk(model, tangents, (batch,), {}), len(taus))

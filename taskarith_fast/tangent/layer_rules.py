@@ -1,4 +1,4 @@
-"""Rules of the functions that layers are made of; they hand the tangents to the pair operators, direction by direction."""
+"""Rules of the functions that layers are made of: they hand the tangents to the pair operators, one by one."""
 
 from __future__ import annotations
 

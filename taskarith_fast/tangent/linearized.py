@@ -3,8 +3,8 @@ r"""Models linearized at their weights (Ortiz-Jimenez 2023, "Task Arithmetic in 
     f_lin(x; tau) = f(x; theta_0) + J f(x; theta_0) tau                                              (equation 3)
 
 One forward pass carries both terms. As f_lin is linear in tau, its gradient is the ordinary vector-Jacobian product at
-theta_0, which needs the activations of f alone: a training step costs five matrix products a layer instead of an ordinary
-step's three (torch.func.jvp: six) and the memory of an ordinary one.
+theta_0, which needs the activations of f alone: a training step costs five matrix products a layer instead of an
+ordinary step's three, and the memory of an ordinary one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from taskarith_fast.errors import ArgumentError, check_choice
-from taskarith_fast.task_vector import TaskVector
 from taskarith_fast.tangent.pair import NoRuleError, Pair
 from taskarith_fast.tangent.trainable import DenseTangent, LowRankTangent
-from taskarith_fast.tangent.walk import check_rules, expansion_point, walk
+from taskarith_fast.tangent.walk import check_rules, checkpoint_blocks, expansion_point, walk
+from taskarith_fast.task_vector import TaskVector
 
 FALLBACKS = ("refuse", "jvp")
 
@@ -31,7 +31,8 @@ FALLBACKS = ("refuse", "jvp")
 class LinearizedModel(nn.Module):
     """f(x; theta_0) + J f(x; theta_0) tau. Build it with `linearize`.
 
-    The expansion point is in evaluation mode whatever mode the module is in: no dropout, as published.
+    The expansion point is in evaluation mode whatever mode the module is in: no dropout, as published. torch.compile
+    leaves the module as it is.
 
     Attributes:
         model: The expansion point, a frozen copy of the model.
@@ -47,6 +48,7 @@ class LinearizedModel(nn.Module):
         self.fallback = fallback
         self._walks = True
 
+    @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the model returns, each tensor plus its derivative along tau.
 
@@ -113,6 +115,7 @@ def linearize(
     names: Collection[str] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     rank: int | None = None,
+    checkpointing: bool = False,
     fallback: str = "refuse",
 ) -> LinearizedModel:
     """Linearize a model at its present weights.
@@ -125,13 +128,15 @@ def linearize(
         masks: Name -> mask (True = trained) of the parameter's shape; a parameter without a mask, or with one that is
             False everywhere, has no tangent. None trains all entries.
         rank: Give matrices with both sides longer than this a tangent of this rank, the others a dense one.
+        checkpointing: Compute the activations of each block again in the backward pass instead of keeping them.
         fallback: "refuse" what has no rule, or run the whole model by torch.func.jvp ("jvp"): slower, and more memory.
 
     Returns:
         A module of which only tau is trained; tau starts at 0.
 
     Raises:
-        ArgumentError: If a name or mask does not fit the model, or masks and rank are both given.
+        ArgumentError: If a name or mask does not fit the model, masks and rank are both given, or the model's own
+            checkpointing is on.
         NoRuleError: If a torch.nn layer has no rule; layers of other origin are judged in their first forward pass.
     """
     check_choice("fallback", fallback, FALLBACKS)
@@ -148,7 +153,10 @@ def linearize(
             return LowRankTangent(weight, rank)
         return DenseTangent(weight, None if masks is None else masks[name])
 
-    return LinearizedModel(expansion_point(model), {name: tangent(name) for name in chosen}, fallback)
+    point = expansion_point(model)
+    if checkpointing:
+        checkpoint_blocks(point)
+    return LinearizedModel(point, {name: tangent(name) for name in chosen}, fallback)
 
 
 def _chosen(
@@ -188,7 +196,7 @@ def _by_jvp(model: nn.Module, tangents: Mapping[str, Tensor], args: tuple[Any, .
     call: Callable[[Any], Any] = lambda weights: functional_call(model, weights, args, kwargs)  # noqa: E731
     weights = {name: p for name, p in model.named_parameters() if name in tangents}
     with sdpa_kernel(SDPBackend.MATH), _slow_attention():
-        value, tangent = jvp(call, (weights,), (dict(tangents),))
+        value, tangent = jvp(call, (weights,), (dict(tangents),))  # type: ignore[misc]
     return tree_map(lambda v, t: v + t, value, tangent)
 
 

@@ -1,8 +1,8 @@
 """A tensor together with its tangents, and the way both go through a model's own forward.
 
-A Pair stands for ``x`` and, for T directions at once, ``dx_1 .. dx_T``. It holds no memory of its own: every torch function
-that meets one is looked up in the table of rules (`tangent.rules`), which computes the result and its tangents with the
-pair operators. A function without a rule raises; no tangent is ever dropped in silence.
+A Pair stands for ``x`` and, for T directions at once, ``dx_1 .. dx_T``. It has no memory of its own: every torch
+function that meets one is looked up in the table of rules (`tangent.rules`), which computes the result and its tangents
+with the pair operators. A function without a rule raises; no tangent is ever dropped in silence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
@@ -47,7 +46,9 @@ class Pair(Tensor):
         return apply(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         raise NoRuleError(f"{func} has no rule for tangents")
 
 

@@ -1,7 +1,7 @@
 """The table of rules: torch function -> how it carries tangents.
 
-A rule is called as ``rule(*args, **kwargs)`` with the function's own arguments, some of them Pairs, and returns the result
-as a Pair. What a model's layers call ends here, so the rules serve every library's modules as they stand.
+A rule is called as ``rule(*args, **kwargs)`` with the function's own arguments, some of them Pairs, and returns the
+result as a Pair. What a model's layers call ends here, so the rules serve every library's modules as they stand.
 """
 
 from __future__ import annotations
@@ -138,11 +138,6 @@ def _embedding(ids: Tensor, weight: Pair, *args: Any, **kwargs: Any) -> Tensor:
     return each(look_up, (weight, *args), kwargs)
 
 
-def _as(change: Callable[[Tensor, Tensor], Tensor]) -> Rule:
-    """The rule of x.expand_as(other) and the like: only the shape of `other` counts."""
-    return lambda x, other: each(change, (x, value_of(other)), {}) if isinstance(x, Pair) else change(x, other.value)
-
-
 def _unchanged(x: Pair, p: float = 0.5, training: bool = True, inplace: bool = False) -> Pair:
     """Dropout that drops nothing."""
     if training and p > 0:
@@ -161,24 +156,26 @@ FACTS: frozenset[Any] = frozenset(
     + [torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like]
 )  # fmt: skip
 
+# Linear in their first argument, as functions and as methods.
+_BOTH = (
+    "reshape", "flatten", "unflatten", "transpose", "swapaxes", "movedim", "permute", "unsqueeze", "squeeze", "unbind",
+    "chunk", "split", "narrow", "select", "index_select", "gather", "roll", "flip", "tile", "sum", "mean", "neg",
+    "clone",
+)  # fmt: skip
+
 # Functions that are linear in their first argument, and what to call for them. Tangents need not have the strides of
 # their values, so a view of the one may be a copy of the other.
 LINEAR: dict[Any, Callable[..., Any]] = {
-    **{f: f for name in (
-        "reshape flatten unflatten transpose swapaxes movedim permute unsqueeze squeeze unbind chunk split narrow "
-        "select index_select gather roll flip tile sum mean cumsum neg clone"
-    ).split() for f in (getattr(torch, name), getattr(_T, name))},
+    **{f: f for name in _BOTH for f in (getattr(torch, name), getattr(_T, name))},
     **{f: f for f in (_T.to, _T.float, _T.double, _T.half, _T.bfloat16, _T.type, _T.type_as, _T.contiguous, _T.expand,
-                      _T.repeat, _T.repeat_interleave, _T.__getitem__, _T.__neg__, _T.reshape_as, _T.expand_as)},
+                      _T.repeat, _T.repeat_interleave, _T.__getitem__, _T.__neg__)},
     _T.view: _T.reshape,
-    _T.view_as: _T.reshape_as,
     _T.t: _T.t,
-    _T.T.__get__: _T.t,
-    _T.mT.__get__: lambda x: x.transpose(-1, -2),
+    _T.T.__get__: _T.t,  # type: ignore[attr-defined]
+    _T.mT.__get__: lambda x: x.transpose(-1, -2),  # type: ignore[attr-defined]
     torch.t: torch.t,
     F.interpolate: F.interpolate,
     F.pad: F.pad,
-    torch.nn.functional.adaptive_avg_pool1d: F.adaptive_avg_pool1d,
 }  # fmt: skip
 
 _matmul = _product(torch.matmul)

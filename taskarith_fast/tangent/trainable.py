@@ -31,7 +31,7 @@ class DenseTangent(nn.Module):
 
     def mask(self) -> Tensor:
         """The mask, bool, of the weight's shape."""
-        return unpack_bits([self.bits], [self.shape])[0]
+        return unpack_bits([self.bits], [self.shape])[0]  # type: ignore[list-item]
 
     def parts(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
         """The trained parameters with names for an optimizer."""

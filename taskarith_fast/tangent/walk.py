@@ -6,20 +6,22 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.tangent.layer_rules import quick_gelu
-from taskarith_fast.tangent.pair import NoRuleError, Pair, Tangents, pairs_in
+from taskarith_fast.tangent.pair import NoRuleError, Pair, Tangents, paired, pairs_in
 
 # Layers of torch.nn whose functions have rules. Any other torch.nn layer is refused before the first batch; layers of
 # other origin run their own forward, function by function.
-RULED = frozenset(
-    "Linear NonDynamicallyQuantizableLinear Conv2d LayerNorm RMSNorm MultiheadAttention Embedding GELU SiLU ReLU Tanh "
-    "Sigmoid Softmax Identity Dropout Dropout2d Flatten Unflatten Sequential ModuleList ModuleDict ParameterList "
-    "ParameterDict Module".split()
-)
+RULED = frozenset([
+    "Linear", "NonDynamicallyQuantizableLinear", "Conv2d", "LayerNorm", "RMSNorm", "MultiheadAttention", "Embedding",
+    "GELU", "SiLU", "ReLU", "Tanh", "Sigmoid", "Softmax", "Identity", "Dropout", "Flatten", "Unflatten",
+    "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Module",
+])  # fmt: skip
 _QUICK_GELUS = ("QuickGELU", "QuickGELUActivation")  # open_clip and timm; transformers
 
 
@@ -40,14 +42,53 @@ def expansion_point(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_rules(model: nn.Module) -> None:
-    """Refuse a model with a torch.nn layer that has no rule.
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Let the blocks of a model, in place, compute their activations again in the backward pass.
+
+    Blocks are the items of the longest nn.ModuleList or nn.Sequential of one type.
 
     Raises:
+        ArgumentError: If there is no such list.
+    """
+    lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len({*map(type, m)}) == 1]
+    if not lists:
+        raise ArgumentError("checkpointing needs a model with a list of blocks of one type, got none")
+    for block in max(lists, key=len):
+        kind = type(block)
+        block.__class__ = type(kind.__name__, (kind,), {"forward": _checkpointed_forward, "_running": False})
+
+
+def _checkpointed_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a block. Its Pairs are bound here, because they are gone from it when it runs again."""
+    pairs: dict[str, Tensor] = {name: p for name, p in self.named_parameters() if isinstance(p, Pair)}
+    plain: Any = super(type(self), type(self)).forward
+    if self._running or not torch.is_grad_enabled() or not has_tangent([pairs, list(args)]):
+        return plain(self, *args, **kwargs)
+
+    def run(*args: Any) -> Any:
+        self._running = True
+        try:
+            return functional_call(self, pairs, args, kwargs)
+        finally:
+            self._running = False
+
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def check_rules(model: nn.Module) -> None:
+    """Refuse a model with a torch.nn layer that has no rule, or with checkpointing of its own.
+
+    Raises:
+        ArgumentError: If the model's own checkpointing is on.
         NoRuleError: Naming the layer and its type.
     """
     for name, module in model.named_modules():
         kind = type(module)
+        if getattr(module, "grad_checkpointing", False) or getattr(module, "gradient_checkpointing", False):
+            raise ArgumentError(
+                f"{name or 'the model'} has its own checkpointing on, which would lose tangents; turn it off and pass "
+                "checkpointing=True"
+            )
         if kind.__module__.startswith("torch.nn.") and kind.__name__ not in RULED:
             raise _refused(name, module, "its type has none")
 
@@ -72,7 +113,7 @@ def walk(model: nn.Module, tangents: Mapping[str, Tangents], args: tuple[Any, ..
         if isinstance(x, Tensor) and x.requires_grad:
             raise ArgumentError("inputs of a linearized model must not require gradients; pass x.detach()")
     parameters = dict(model.named_parameters())
-    pairs = {name: Pair(parameters[name], ts) for name, ts in tangents.items() if any(t is not None for t in ts)}
+    pairs = {name: paired(parameters[name], ts) for name, ts in tangents.items()}
     try:
         return functional_call(model, pairs, args, dict(kwargs))
     except NoRuleError as error:

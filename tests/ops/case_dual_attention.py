@@ -33,7 +33,9 @@ def _interleaved(dtype):
 
 def _truth(q, dq, k, dk, v, dv, mask, causal, scale, with_value):
     primals = tuple(x.double() for x in (q, k, v))
-    tangents = tuple(torch.zeros_like(x) if t is None else t.double() for x, t in zip(primals, (dq, dk, dv), strict=True))
+    tangents = tuple(
+        torch.zeros_like(x) if t is None else t.double() for x, t in zip(primals, (dq, dk, dv), strict=True)
+    )
 
     def value(q, k, v):
         scores = scale * q @ k.transpose(-1, -2)

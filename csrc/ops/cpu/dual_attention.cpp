@@ -185,8 +185,20 @@ std::tuple<Tensor, Tensor> dual_attention_cpu(Tensor q, MaybeTensor dq, Tensor k
   Tensor value = with_value ? torch::stable::new_empty(q, {s.batch, s.heads, s.queries, s.width})
                             : torch::stable::new_empty(q, {0});
   if (s.keys == 0) return {torch::stable::zero_(value), torch::stable::zero_(out)};
-  Attention a{s, Heads(q), Heads(dq), Heads(k), Heads(dk), Heads(v), Heads(dv), nullptr, {}, causal,
-              static_cast<float>(scale), with_value, value, out};
+  Attention a{s,
+              Heads(q),
+              Heads(dq),
+              Heads(k),
+              Heads(dk),
+              Heads(v),
+              Heads(dv),
+              nullptr,
+              {},
+              causal,
+              static_cast<float>(scale),
+              with_value,
+              value,
+              out};
   if (mask.has_value()) {
     a.mask = mask->const_data_ptr<float>();
     for (int i = 0; i < 4; ++i) a.mask_strides[i] = mask->stride(i);

@@ -56,8 +56,7 @@ TASKARITH_SIMD void carry_input(const Row& row, const Moments& m, float* __restr
   const float* __restrict w = row.weight;
   const float mean = m.mean, rstd = m.rstd, mean_dx = m.mean_dx, mean_h_dx = m.mean_h_dx;
 #pragma omp simd
-  for (int64_t i = 0; i < row.width; ++i)
-    dy[i] = w[i] * rstd * (dx[i] - mean_dx - (x[i] - mean) * rstd * mean_h_dx);
+  for (int64_t i = 0; i < row.width; ++i) dy[i] = w[i] * rstd * (dx[i] - mean_dx - (x[i] - mean) * rstd * mean_h_dx);
 }
 
 TASKARITH_SIMD void add_parameters(const Row& row, const Moments& m, float* __restrict dy) {
@@ -108,8 +107,8 @@ Tensor dual_layer_norm_cpu(Tensor x, MaybeTensor dx, MaybeTensor weight, MaybeTe
     float* const a = scratch.reserve(3 * width);
     for (int64_t r = first * kRows; r < std::min(rows, last * kRows); ++r) {
       const float* const dx_row = pdx == nullptr ? nullptr : load_block(pdx, type, r * width, width, a + width);
-      const Row row{load_block(px, type, r * width, width, a), dx_row, w, dw, db, width, static_cast<float>(eps),
-                    centered};
+      const Row row{
+          load_block(px, type, r * width, width, a), dx_row, w, dw, db, width, static_cast<float>(eps), centered};
       const Moments m = moments(row);
       float* const dy = type == ScalarType::Float ? static_cast<float*>(py) + r * width : a + 2 * width;
       if (dx_row != nullptr)
