@@ -15,6 +15,8 @@ from benchmarks import (
     sparse_cases,
     stream_cases,
 )
+from benchmarks import adamerge_cases, loop_cases, op_cases, shapes, stream_cases
+from benchmarks import loop_cases, op_cases, shapes, stream_cases, tangent_cases
 from benchmarks.contest import Contest
 
 
@@ -125,5 +127,26 @@ CASES = [
     Case("fisher_pass/vit_b32_2_blocks", "fisher_diag_", lambda: calibrate_cases.fisher_pass(4, 2), quick=True),
     Case("calibrate_round/vit_b32", "bottom_k_mask", calibrate_cases.calibrate_round),
     Case("cart_grid/vit_b32_block_x8", "lowrank_sum", loop_cases.cart_grid),
+    *[
+        Case(
+            f"dual_attention/{model}",
+            "dual_attention",
+            lambda tokens=tokens, batch=batch: tangent_cases.dual_attention(tokens, batch),  # type: ignore[misc]
+            bars={"dense torch": 1},
+        )
+        for model, tokens, batch in (
+            ("vit_b32", 50, 8),
+            ("vit_b16", 197, 2),
+            ("vit_l14", 257, 2),
+            ("vit_l14_336", 577, 1),
+        )
+    ],
+    Case(
+        "linearized_step/vit_b32_4_blocks",
+        "",
+        lambda: tangent_cases.linearized_step(4),
+        bars={"ordinary step, same products": 1 / 1.75},
+    ),
+    Case("tangent_features/vit_b32_2_blocks_x8", "", lambda: tangent_cases.tangent_features(2)),
     Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
 ]
