@@ -17,6 +17,7 @@ from benchmarks import (
 )
 from benchmarks import adamerge_cases, loop_cases, op_cases, shapes, stream_cases
 from benchmarks import loop_cases, op_cases, shapes, stream_cases, tangent_cases
+from benchmarks import adamerge_cases, loop_cases, op_cases, shapes, stream_cases, tangent_cases
 from benchmarks.contest import Contest
 
 

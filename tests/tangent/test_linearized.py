@@ -311,3 +311,47 @@ def test_compiling_it_leaves_it_as_it_is():
     x = images()
     torch._dynamo.reset()
     assert torch.equal(torch.compile(lin, backend="aot_eager")(x), lin(x))
+
+
+def _kept_bytes(run, outside):
+    """Bytes kept for the backward pass, apart from the tensors `outside`, each storage once."""
+    known, kept = {t.untyped_storage().data_ptr() for t in outside}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        out = run()
+    return sum(kept.values()), out
+
+
+@pytest.mark.parametrize("name", ["ours", "open_clip", "timm", "ViTModel"])
+def test_an_ordinary_steps_activations_are_kept_and_hardly_more(name):
+    model, x = encoder(name), images(8)
+    lin = ta.linearize(model)
+    _fill(lin)
+    tangents = [*lin.parameters(), *model.parameters()]
+    ordinary, _a = _kept_bytes(lambda: model(x), tangents)
+    linear, _b = _kept_bytes(lambda: lin(x), tangents)
+    assert linear <= 1.15 * ordinary
+
+
+def _train_apart(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    lin = torch.nn.parallel.DistributedDataParallel(ta.linearize(encoder("ours")))
+    lin(images(4)[2 * rank : 2 * rank + 2]).square().mean().backward()
+    if rank == 0:
+        torch.save([p.grad for _, p in lin.module.named_tau()], f"{folder}/grads.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_average_their_gradients(tmp_path):
+    torch.multiprocessing.spawn(_train_apart, (str(tmp_path),), nprocs=2)
+    lin = ta.linearize(encoder("ours"))
+    lin(images(4)).square().mean().backward()
+    for (_, p), grad in zip(lin.named_tau(), torch.load(tmp_path / "grads.pt"), strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-6)

@@ -120,24 +120,24 @@ struct Attention {
   bool with_value;
   Tensor value, out;  // [B, H, L, e]
 
-  // Rows [first, first + rows) of one head. Scores and their tangents lie one below the other, so that the products
-  // with k and v serve both.
+  // Rows [first, first + rows) of one head. The tangents of the scores lie right below the scores, so that the products
+  // with k and v serve both; products write up to a tile's rows beyond theirs, which the next one overwrites.
   void strip(Worker& w, int64_t b, int64_t h, int64_t first, int64_t rows) const {
     const int64_t keys = causal ? std::min(s.keys, first + rows) : s.keys;
-    const int64_t m = round_up(rows, kTileRows), n = round_up(keys, kTileColumns);
+    const int64_t room = 2 * rows + 2 * kTileRows, n = round_up(keys, kTileColumns);
     const bool moves = dq || dk;
-    float* const p = w.scores.reserve(2 * m * n);
-    float* const ds = p + m * n;
+    float* const p = w.scores.reserve(room * n);
+    float* const ds = p + rows * n;
     multiply_by_keys(w, b, h, first, rows, keys, p);
     for (int64_t r = 0; r < rows; ++r) softmax(p + r * n, b, h, first + r, keys);
     if (moves)
       for (int64_t r = 0; r < rows; ++r) softmax_tangent(p + r * n, ds + r * n, keys);
-    float* const y = w.y.reserve(2 * m * s.width);
-    float* const dy = y + m * s.width;
+    float* const y = w.y.reserve(room * s.width);
+    float* const dy = y + rows * s.width;
     const MatrixView<float> values = v.rows(b, h, 0, keys, w.rows);
-    const int64_t from = with_value ? 0 : m, to = moves ? 2 * m : m;
+    const int64_t from = with_value ? 0 : rows, to = moves ? 2 * rows : rows;
     if (from < to) product(w, to - from, keys, n, p + from * n, values, y + from * s.width, false);
-    if (dv) product(w, m, keys, n, p, dv.rows(b, h, 0, keys, w.rows), dy, moves);
+    if (dv) product(w, rows, keys, n, p, dv.rows(b, h, 0, keys, w.rows), dy, moves);
     const int64_t offset = ((b * s.heads + h) * s.queries + first) * s.width;
     if (with_value) store_block(y, value.mutable_data_ptr(), value.scalar_type(), offset, rows * s.width);
     store_block(dy, out.mutable_data_ptr(), out.scalar_type(), offset, rows * s.width);
@@ -145,22 +145,23 @@ struct Attention {
 
   // p = scale q k^T and, below it, scale (dq k^T + q dk^T).
   void multiply_by_keys(Worker& w, int64_t b, int64_t h, int64_t first, int64_t rows, int64_t keys, float* p) const {
-    const int64_t m = round_up(rows, kTileRows), n = round_up(keys, kTileColumns), d = s.depth;
-    float *const a = w.q.reserve(2 * m * d), *const kt = w.k.reserve(d * n);
-    copy_rows(q.rows(b, h, first, rows, w.rows), rows, m, d, scale, a);
-    if (dq) copy_rows(dq.rows(b, h, first, rows, w.rows), rows, m, d, scale, a + m * d);
+    const int64_t room = 2 * rows + kTileRows, n = round_up(keys, kTileColumns), d = s.depth;
+    float *const a = w.q.reserve(room * d), *const kt = w.k.reserve(d * n);
+    copy_rows(q.rows(b, h, first, rows, w.rows), rows, dq ? rows : rows + kTileRows, d, scale, a);
+    if (dq) copy_rows(dq.rows(b, h, first, rows, w.rows), rows, rows + kTileRows, d, scale, a + rows * d);
     transpose_rows(k.rows(b, h, 0, keys, w.rows), keys, n, d, kt);
     const MatrixView<float> queries{a, d, 1};
-    gemm<float>(dq ? 2 * m : m, n, d, queries, MatrixView<float>{kt, n, 1}, p, n, w.gemm);
+    gemm<float>(round_up(dq ? 2 * rows : rows, kTileRows), n, d, queries, MatrixView<float>{kt, n, 1}, p, n, w.gemm);
     if (!dk) return;
     float* const dkt = w.dk.reserve(d * n);
     transpose_rows(dk.rows(b, h, 0, keys, w.rows), keys, n, d, dkt);
-    gemm<float>(m, n, d, queries, MatrixView<float>{dkt, n, 1}, p + m * n, n, w.gemm, 1.0f, static_cast<bool>(dq));
+    gemm<float>(round_up(rows, kTileRows), n, d, queries, MatrixView<float>{dkt, n, 1}, p + rows * n, n, w.gemm, 1.0f,
+                static_cast<bool>(dq));
   }
 
   void product(Worker& w, int64_t m, int64_t keys, int64_t n, const float* a, MatrixView<float> x, float* y,
                bool add) const {
-    gemm<float>(m, s.width, keys, MatrixView<float>{a, n, 1}, x, y, s.width, w.gemm, 1.0f, add);
+    gemm<float>(round_up(m, kTileRows), s.width, keys, MatrixView<float>{a, n, 1}, x, y, s.width, w.gemm, 1.0f, add);
   }
 
   void softmax(float* row, int64_t b, int64_t h, int64_t i, int64_t keys) const {
