@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "utils/host_device.h"
+
 namespace taskarith {
 
-constexpr int64_t packed_size(int64_t numel) { return (numel + 7) / 8; }
+TASKARITH_HOST_DEVICE constexpr int64_t packed_size(int64_t numel) { return (numel + 7) / 8; }
 
 // The n <= 57 bits from bit `first` on, in a mask of `size` bytes.
 inline uint64_t bits_at(const uint8_t* bits, int64_t size, int64_t first, int64_t n) {
@@ -17,10 +19,20 @@ inline uint64_t bits_at(const uint8_t* bits, int64_t size, int64_t first, int64_
 }
 
 // Eight bytes of 0 or 1 to eight bits: the product moves byte i to bit 56 + i.
+TASKARITH_HOST_DEVICE uint8_t pack_eight(uint64_t flags) {
+  return static_cast<uint8_t>((flags * 0x0102040810204080ull) >> 56);
+}
+
 inline uint8_t pack_eight(const uint8_t* flags) {
   uint64_t bytes;
   std::memcpy(&bytes, flags, 8);
-  return static_cast<uint8_t>((bytes * 0x0102040810204080ull) >> 56);
+  return pack_eight(bytes);
+}
+
+// The inverse. Every byte gets all eight bits and keeps its own one; adding 127 carries that into bit 7.
+TASKARITH_HOST_DEVICE uint64_t spread_eight(uint8_t bits) {
+  const uint64_t own = (bits * 0x0101010101010101ull) & 0x8040201008040201ull;
+  return ((((own & 0x7F7F7F7F7F7F7F7Full) + 0x7F7F7F7F7F7F7F7Full) | own) >> 7) & 0x0101010101010101ull;
 }
 
 // n <= 64 entries; all 64 bytes of `flags` are 0 or 1, or they would carry into their neighbours.

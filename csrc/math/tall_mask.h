@@ -1,10 +1,10 @@
-// Which weights a task needs: |tau_t| > lambda_t |tau_MT - tau_t| with tau_MT = sum_t tau_t, all in double.
+// Which weights a task needs, 64 a word.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "math/bits.h"
+#include "math/tall.h"
 #include "utils/prefetch.h"
 #include "utils/simd.h"
 
@@ -35,10 +35,7 @@ TASKARITH_SIMD void add_deltas(const float* __restrict finetuned, const double* 
 TASKARITH_SIMD void flag_needed(const float* __restrict finetuned, const double* __restrict base,
                                 const double* __restrict sum, double lambda, uint8_t* __restrict flags, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const double delta = finetuned[i] - base[i];
-    flags[i] = std::fabs(delta) > lambda * std::fabs(sum[i] - delta);
-  }
+  for (int64_t i = 0; i < n; ++i) flags[i] = is_needed(finetuned[i] - base[i], lambda, sum[i]);
 }
 
 // Elements [begin, begin + n), n <= 64, `begin` a multiple of 64.

@@ -1,11 +1,9 @@
-// Magnitudes |finetuned - base| as ordered integers, and one pass that sorts them against a bracket.
-//
-// The bits of a nonnegative float order like the float. All NaNs count as one value above infinity: a total order,
-// which float compares do not give.
+// One pass that sorts magnitudes |finetuned - base| against a bracket.
 #pragma once
 
 #include <cstdint>
 
+#include "math/magnitude.h"
 #include "utils/simd.h"
 
 #if defined(__x86_64__)
@@ -14,18 +12,7 @@
 
 namespace taskarith {
 
-constexpr uint32_t kNan = 0x7F800001u;    // the largest magnitude
-constexpr uint32_t kAbove = 0x7FFFFFFFu;  // above every magnitude
 constexpr int64_t kScanSlack = 16;
-
-inline __attribute__((always_inline)) uint32_t magnitude_bits(float delta) {
-  return __builtin_bit_cast(uint32_t, delta) & 0x7FFFFFFFu;
-}
-
-inline __attribute__((always_inline)) uint32_t ordered_magnitude(float delta) {
-  const uint32_t bits = magnitude_bits(delta);
-  return bits < kNan ? bits : kNan;
-}
 
 // Closed: low <= high.
 struct Bracket {

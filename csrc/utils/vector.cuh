@@ -44,28 +44,84 @@ struct Bits<2> {
 
 // `source` must be aligned to W elements.
 template <int W, class T>
-__device__ __forceinline__ void load_vector(const T* source, float (&x)[W]) {
+__device__ __forceinline__ void load_raw(const T* source, T (&x)[W]) {
   using Whole = typename Bits<W * sizeof(T)>::Type;
   TASKARITH_CHECK_ALIGNED(source, sizeof(Whole));
   const Whole bits = *reinterpret_cast<const Whole*>(source);
-  T values[W];
-  memcpy(static_cast<void*>(values), &bits, sizeof bits);
-#pragma unroll
-  for (int j = 0; j < W; ++j) x[j] = to_float(values[j]);
+  memcpy(static_cast<void*>(x), &bits, sizeof bits);
 }
 
 // `target` must be aligned to W elements. The streaming hint fits a result that the kernel does not read again, and it
 // keeps the compiler from cutting the vector into scalars.
 template <int W, class T>
-__device__ __forceinline__ void store_vector(const float (&x)[W], T* target) {
+__device__ __forceinline__ void store_raw(const T (&x)[W], T* target) {
   using Whole = typename Bits<W * sizeof(T)>::Type;
+  Whole bits;
+  memcpy(&bits, x, sizeof bits);
+  TASKARITH_CHECK_ALIGNED(target, sizeof(Whole));
+  __stcs(reinterpret_cast<Whole*>(target), bits);
+}
+
+template <int W, class T>
+__device__ __forceinline__ void load_vector(const T* source, float (&x)[W]) {
+  T values[W];
+  load_raw<W>(source, values);
+#pragma unroll
+  for (int j = 0; j < W; ++j) x[j] = to_float(values[j]);
+}
+
+template <int W, class T>
+__device__ __forceinline__ void store_vector(const float (&x)[W], T* target) {
   T values[W];
 #pragma unroll
   for (int j = 0; j < W; ++j) values[j] = from_float<T>(x[j]);
-  Whole bits;
-  memcpy(&bits, values, sizeof bits);
-  TASKARITH_CHECK_ALIGNED(target, sizeof(Whole));
-  __stcs(reinterpret_cast<Whole*>(target), bits);
+  store_raw<W>(values, target);
+}
+
+// The first n of W elements, the others zero: 128 bits at a time where all W exist and lie aligned, one by one at a
+// tensor's end and in a tensor that starts at an odd address. W elements are one or more whole vectors.
+template <int W, class T>
+__device__ __forceinline__ void load_some(const T* source, int64_t n, bool aligned, T (&x)[W]) {
+  constexpr int kPart = 16 / sizeof(T);
+  static_assert(W % kPart == 0);
+  if (aligned && n >= W) {
+#pragma unroll
+    for (int p = 0; p < W; p += kPart) load_raw<kPart>(source + p, *reinterpret_cast<T(*)[kPart]>(x + p));
+  } else {
+#pragma unroll
+    for (int j = 0; j < W; ++j) x[j] = j < n ? source[j] : T{};
+  }
+}
+
+template <int W, class T>
+__device__ __forceinline__ void store_some(const T (&x)[W], int64_t n, bool aligned, T* target) {
+  constexpr int kPart = 16 / sizeof(T);
+  static_assert(W % kPart == 0);
+  if (aligned && n >= W) {
+#pragma unroll
+    for (int p = 0; p < W; p += kPart) store_raw<kPart>(*reinterpret_cast<const T(*)[kPart]>(x + p), target + p);
+  } else {
+#pragma unroll
+    for (int j = 0; j < W; ++j)
+      if (j < n) target[j] = x[j];
+  }
+}
+
+// The same in float.
+template <int W, class T>
+__device__ __forceinline__ void load_floats(const T* source, int64_t n, bool aligned, float (&x)[W]) {
+  T values[W];
+  load_some<W>(source, n, aligned, values);
+#pragma unroll
+  for (int j = 0; j < W; ++j) x[j] = to_float(values[j]);
+}
+
+template <int W, class T>
+__device__ __forceinline__ void store_floats(const float (&x)[W], int64_t n, bool aligned, T* target) {
+  T values[W];
+#pragma unroll
+  for (int j = 0; j < W; ++j) values[j] = from_float<T>(x[j]);
+  store_some<W>(values, n, aligned, target);
 }
 
 }  // namespace taskarith

@@ -107,6 +107,8 @@ def define_op(
         torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
         if namespace in ("taskarith", "taskarith_reference"):
             library.impl(name, reference, "CompositeExplicitAutograd")
+        else:
+            library.impl(name, reference, "Undefined")  # lists without a tensor name no device
         if backward is not None:
             torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context, lib=library)
     native.load_library("cpu")

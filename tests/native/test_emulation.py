@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from taskarith_fast import native, ops
+from tests.ops.cases import all_cases, listed
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
@@ -99,18 +100,26 @@ def _emulated_library():
     return ctypes.CDLL(str(native.LIBRARY_DIR / "libtaskarith_emulated.so"))
 
 
-def test_the_order_of_threads_can_be_set_in_the_library_of_operators():
+KERNELS = [case for case in all_cases() if case.op.absent("cuda_emulated") is None]
+
+
+@pytest.mark.parametrize("case", KERNELS, ids=lambda case: case.op.name)
+def test_bytes_do_not_depend_on_the_order_of_blocks_and_threads(case):
     library = _emulated_library()
-    base = [torch.randn(9001), torch.randn(3)]
-    finetuned = [[b + 1 for b in base], [b * 2 for b in base]]
+    args = next(iter(case.samples.values()))(torch.float32)
     results = []
-    for order, seed in ((0, 1), (1, 1), (2, 5)):
-        assert library.taskarith_emulation_schedule(order, seed) == 0
-        results.append(ops.weighted_sum(base, finetuned, [0.3, 0.4], backend="cuda_emulated"))
-    library.taskarith_emulation_schedule(0, 1)
-    assert library.taskarith_emulation_schedule(3, 1) == 1
+    try:
+        for order, seed in ((0, 1), (1, 1), (2, 5)):
+            assert library.taskarith_emulation_schedule(order, seed) == 0
+            results.append(listed(case.op(*args, backend="cuda_emulated")))
+    finally:
+        library.taskarith_emulation_schedule(0, 1)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_an_unknown_order_of_threads_is_refused():
+    assert _emulated_library().taskarith_emulation_schedule(3, 1) == 1
 
 
 def test_the_cuda_library_loads_without_a_gpu():

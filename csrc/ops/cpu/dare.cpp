@@ -1,7 +1,7 @@
 #include "ops/dare.h"
 
+#include "math/keep_words.h"
 #include "math/kept_sum.h"
-#include "math/philox.h"
 #include "utils/task_strips.h"
 
 namespace taskarith {

@@ -11,10 +11,7 @@ constexpr int64_t kBlock = 1 << 17;  // entries a work item, a multiple of 8
 TASKARITH_SIMD void unpack(const uint8_t* __restrict bits, int64_t n, uint8_t* __restrict flags) {
   const int64_t whole = n / 8;
   for (int64_t i = 0; i < whole; ++i) {
-    // Every byte gets all eight bits and keeps its own one; adding 127 carries that into bit 7.
-    const uint64_t own = (bits[i] * 0x0101010101010101ull) & 0x8040201008040201ull;
-    const uint64_t bytes =
-        ((((own & 0x7F7F7F7F7F7F7F7Full) + 0x7F7F7F7F7F7F7F7Full) | own) >> 7) & 0x0101010101010101ull;
+    const uint64_t bytes = spread_eight(bits[i]);
     std::memcpy(flags + 8 * i, &bytes, 8);
   }
   for (int64_t i = 8 * whole; i < n; ++i) flags[i] = (bits[i / 8] >> (i % 8)) & 1;
