@@ -81,7 +81,7 @@ __device__ __forceinline__ void store_vector(const float (&x)[W], T* target) {
 // The first n of W elements, the others zero: 128 bits at a time where all W exist and lie aligned, one by one at a
 // tensor's end and in a tensor that starts at an odd address. W elements are one or more whole vectors.
 template <int W, class T>
-__device__ __forceinline__ void load_some(const T* source, int64_t n, bool aligned, T (&x)[W]) {
+__device__ __forceinline__ void load_some(const T* source, int n, bool aligned, T (&x)[W]) {
   constexpr int kPart = 16 / sizeof(T);
   static_assert(W % kPart == 0);
   if (aligned && n >= W) {
@@ -94,7 +94,7 @@ __device__ __forceinline__ void load_some(const T* source, int64_t n, bool align
 }
 
 template <int W, class T>
-__device__ __forceinline__ void store_some(const T (&x)[W], int64_t n, bool aligned, T* target) {
+__device__ __forceinline__ void store_some(const T (&x)[W], int n, bool aligned, T* target) {
   constexpr int kPart = 16 / sizeof(T);
   static_assert(W % kPart == 0);
   if (aligned && n >= W) {
@@ -109,7 +109,7 @@ __device__ __forceinline__ void store_some(const T (&x)[W], int64_t n, bool alig
 
 // The same in float.
 template <int W, class T>
-__device__ __forceinline__ void load_floats(const T* source, int64_t n, bool aligned, float (&x)[W]) {
+__device__ __forceinline__ void load_floats(const T* source, int n, bool aligned, float (&x)[W]) {
   T values[W];
   load_some<W>(source, n, aligned, values);
 #pragma unroll
@@ -117,7 +117,7 @@ __device__ __forceinline__ void load_floats(const T* source, int64_t n, bool ali
 }
 
 template <int W, class T>
-__device__ __forceinline__ void store_floats(const float (&x)[W], int64_t n, bool aligned, T* target) {
+__device__ __forceinline__ void store_floats(const float (&x)[W], int n, bool aligned, T* target) {
   T values[W];
 #pragma unroll
   for (int j = 0; j < W; ++j) values[j] = from_float<T>(x[j]);

@@ -63,7 +63,10 @@ class Op:
                 raise BackendError(
                     f"backend={backend!r} needs {backend} tensors for {self.name}, got {sorted(devices)}"
                 )
-        return self.overload(backend)(*args)
+        op = self.overload(backend)
+        if next(_tensors(args), None) is None:  # lists without a tensor name no device
+            op = self.overload("reference")
+        return op(*args)
 
     def absent(self, backend: str) -> str | None:
         """Why `backend` cannot run this operator in this process; None if it can."""
@@ -107,8 +110,6 @@ def define_op(
         torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
         if namespace in ("taskarith", "taskarith_reference"):
             library.impl(name, reference, "CompositeExplicitAutograd")
-        else:
-            library.impl(name, reference, "Undefined")  # lists without a tensor name no device
         if backward is not None:
             torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context, lib=library)
     native.load_library("cpu")

@@ -13,7 +13,7 @@ __device__ __forceinline__ void add_products(const Span<>& span, int64_t first, 
   constexpr int W = 16 / sizeof(T);
   const bool aligned = span.tensor.aligned;
   for (int64_t i = span.begin + threadIdx.x * W; i < span.end; i += kThreads * W) {
-    const int64_t n = span.end - i;
+    const int n = static_cast<int>(span.end - i);
     float grad[W], base[W], finetuned[W];
     load_floats<W>(span.at<const T>(0) + i, n, aligned, grad);
     load_floats<W>(span.at<const T>(1) + i, n, aligned, base);

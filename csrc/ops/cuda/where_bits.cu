@@ -10,7 +10,7 @@ __device__ __forceinline__ void choose(const Span<>& span) {
   constexpr int W = 16 / sizeof(Word);
   const bool aligned = span.tensor.aligned;
   for (int64_t i = span.begin + threadIdx.x * W; i < span.end; i += kThreads * W) {
-    const int64_t n = span.end - i;
+    const int n = static_cast<int>(span.end - i);
     Word off[W], on[W];
     load_some<W>(span.at<const Word>(1) + i, n, aligned, off);
     load_some<W>(span.at<const Word>(2) + i, n, aligned, on);
