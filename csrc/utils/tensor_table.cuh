@@ -96,6 +96,19 @@ __device__ __forceinline__ void for_each_span(const Table<Info>& table, const F&
   for (int64_t chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) f(span_of(table, chunk));
 }
 
+// f(i, n, whole) for this thread's vectors of W elements: the first element, how many from it on are in the span, and
+// a constant that is true if W are and lie aligned.
+template <int W, class Info, class F>
+__device__ __forceinline__ void for_each_vector(const Span<Info>& span, const F& f) {
+  for (int64_t i = span.begin + threadIdx.x * W; i < span.end; i += kThreads * W) {
+    const int n = static_cast<int>(span.end - i);
+    if (span.tensor.aligned && n >= W)
+      f(i, n, Constant<true>{});
+    else
+      f(i, n, Constant<false>{});
+  }
+}
+
 namespace {
 
 constexpr int kPacketWords = 500;  // under the 4 KB of kernel parameters

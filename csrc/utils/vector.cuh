@@ -34,6 +34,10 @@ struct Bits<16> {
   using Type = uint4;
 };
 template <>
+struct Bits<8> {
+  using Type = uint2;
+};
+template <>
 struct Bits<4> {
   using Type = unsigned;
 };
@@ -78,13 +82,20 @@ __device__ __forceinline__ void store_vector(const float (&x)[W], T* target) {
   store_raw<W>(values, target);
 }
 
-// The first n of W elements, the others zero: 128 bits at a time where all W exist and lie aligned, one by one at a
-// tensor's end and in a tensor that starts at an odd address. W elements are one or more whole vectors.
+// A truth that the compiler knows; the standard library's cannot be asked in device code.
+template <bool value>
+struct Constant {
+  __device__ __forceinline__ constexpr operator bool() const { return value; }
+};
+
+// The first n of W elements, the others zero. 128 bits at a time (or all, if W are fewer) if `whole`, that
+// is if all exist and lie aligned, else one by one. Callers branch on `whole` once and pass it on as a constant, so
+// that nothing stands between one load and the next.
 template <int W, class T>
-__device__ __forceinline__ void load_some(const T* source, int n, bool aligned, T (&x)[W]) {
-  constexpr int kPart = 16 / sizeof(T);
+__device__ __forceinline__ void load_some(const T* source, int n, bool whole, T (&x)[W]) {
+  constexpr int kPart = W * sizeof(T) < 16 ? W : 16 / sizeof(T);
   static_assert(W % kPart == 0);
-  if (aligned && n >= W) {
+  if (whole) {
 #pragma unroll
     for (int p = 0; p < W; p += kPart) load_raw<kPart>(source + p, *reinterpret_cast<T(*)[kPart]>(x + p));
   } else {
@@ -94,10 +105,10 @@ __device__ __forceinline__ void load_some(const T* source, int n, bool aligned, 
 }
 
 template <int W, class T>
-__device__ __forceinline__ void store_some(const T (&x)[W], int n, bool aligned, T* target) {
-  constexpr int kPart = 16 / sizeof(T);
+__device__ __forceinline__ void store_some(const T (&x)[W], int n, bool whole, T* target) {
+  constexpr int kPart = W * sizeof(T) < 16 ? W : 16 / sizeof(T);
   static_assert(W % kPart == 0);
-  if (aligned && n >= W) {
+  if (whole) {
 #pragma unroll
     for (int p = 0; p < W; p += kPart) store_raw<kPart>(*reinterpret_cast<const T(*)[kPart]>(x + p), target + p);
   } else {
@@ -109,19 +120,19 @@ __device__ __forceinline__ void store_some(const T (&x)[W], int n, bool aligned,
 
 // The same in float.
 template <int W, class T>
-__device__ __forceinline__ void load_floats(const T* source, int n, bool aligned, float (&x)[W]) {
+__device__ __forceinline__ void load_floats(const T* source, int n, bool whole, float (&x)[W]) {
   T values[W];
-  load_some<W>(source, n, aligned, values);
+  load_some<W>(source, n, whole, values);
 #pragma unroll
   for (int j = 0; j < W; ++j) x[j] = to_float(values[j]);
 }
 
 template <int W, class T>
-__device__ __forceinline__ void store_floats(const float (&x)[W], int n, bool aligned, T* target) {
+__device__ __forceinline__ void store_floats(const float (&x)[W], int n, bool whole, T* target) {
   T values[W];
 #pragma unroll
   for (int j = 0; j < W; ++j) values[j] = from_float<T>(x[j]);
-  store_some<W>(values, n, aligned, target);
+  store_some<W>(values, n, whole, target);
 }
 
 }  // namespace taskarith

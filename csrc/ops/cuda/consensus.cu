@@ -7,19 +7,19 @@ namespace {
 template <class T>
 __device__ __forceinline__ void add_agreed(const Span<>& span, int64_t tasks, const double* lambdas, int64_t threshold,
                                            double scale) {
-  for (int64_t i = span.begin + threadIdx.x * kTall; i < span.end; i += kThreads * kTall) {
-    TallVector v = sum_deltas<T>(span, tasks, i);
+  for_each_vector<kTall>(span, [&](int64_t i, int n, auto whole) {
+    TallVector v = sum_deltas<T>(span, tasks, i, n, whole);
     int votes[kTall] = {};
     for (int64_t t = 0; t < tasks; ++t) {
-      const unsigned bits = needed_bits<T>(span, v, t, __ldg(lambdas + t));
+      const unsigned bits = needed_bits<T>(span, v, t, __ldg(lambdas + t), whole);
 #pragma unroll
       for (int j = 0; j < kTall; ++j) votes[j] += (bits >> j) & 1;
     }
 #pragma unroll
     for (int j = 0; j < kTall; ++j)
       if (votes[j] >= threshold) v.base[j] = static_cast<float>(v.base[j] + scale * v.sum[j]);
-    store_floats<kTall>(v.base, v.n, v.aligned, span.at<T>(0) + i);
-  }
+    store_floats<kTall>(v.base, v.n, whole, span.at<T>(0) + i);
+  });
 }
 
 __global__ void __launch_bounds__(kThreads)

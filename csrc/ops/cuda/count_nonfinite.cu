@@ -9,12 +9,12 @@ template <class Word>
 __device__ __forceinline__ int count_all_ones(const Span<>& span, Word exponent) {
   constexpr int W = 16 / sizeof(Word);
   int count = 0;
-  for (int64_t i = span.begin + threadIdx.x * W; i < span.end; i += kThreads * W) {
+  for_each_vector<W>(span, [&](int64_t i, int n, auto whole) {
     Word bits[W];
-    load_some<W>(span.at<const Word>(0) + i, span.end - i, span.tensor.aligned, bits);
+    load_some<W>(span.at<const Word>(0) + i, n, whole, bits);
 #pragma unroll
     for (int j = 0; j < W; ++j) count += (bits[j] & exponent) == exponent;
-  }
+  });
   return count;
 }
 

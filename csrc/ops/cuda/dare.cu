@@ -6,71 +6,74 @@
 namespace taskarith {
 namespace {
 
+constexpr int W = 4;  // what a Philox block decides; eight half-precision values at once take too many registers
+
 struct Draw {
   const double* weights;   // [T, L]
   const int64_t* streams;  // [T, L]
   uint32_t last;
 };
 
-// Which of the elements e .. e + W - 1 (lower bits) and e + 32 .. e + 32 + W - 1 are kept: a Philox block decides four
-// of each.
-template <int W>
+// Which of the elements e .. e + 3 (lower bits) and e + 32 .. e + 35 are kept: a Philox block decides these.
 __device__ __forceinline__ uint32_t keep_bits(uint64_t key, int64_t e, uint32_t last) {
   const uint32_t high = last >> 16;
+  const PhiloxBlock block = philox(counter_of(e), 0, key);
   uint32_t kept = 0, open = 0;
 #pragma unroll
-  for (int b = 0; b < W; b += 4) {
-    const PhiloxBlock block = philox(counter_of(e + b), 0, key);
-#pragma unroll
-    for (int half = 0; half < 8; ++half) {
-      const int bit = half / 4 * W + b + half % 4;
-      const uint32_t drawn = half_word(block, half);
-      kept |= static_cast<uint32_t>(drawn < high) << bit;
-      open |= static_cast<uint32_t>(drawn == high) << bit;
-    }
+  for (int half = 0; half < 2 * W; ++half) {
+    const uint32_t drawn = half_word(block, half);
+    kept |= static_cast<uint32_t>(drawn < high) << half;
+    open |= static_cast<uint32_t>(drawn == high) << half;
   }
   for (; open; open &= open - 1) {
-    const int bit = __ffs(static_cast<int>(open)) - 1;
-    kept |= static_cast<uint32_t>(low_keeps(e + bit % W + bit / W * 32, key, last)) << bit;
+    const int half = __ffs(static_cast<int>(open)) - 1;
+    kept |= static_cast<uint32_t>(low_keeps(e + half % W + half / W * 32, key, last)) << half;
   }
   return kept;
 }
 
-// A thread takes W elements and the W that lie 32 further on, which the same Philox blocks decide.
+// Elements i .. i + 3 and those that lie 32 further on; n are left from i on.
+template <class T>
+__device__ __forceinline__ void add_kept(const Span<>& span, int64_t i, int n, bool whole, int64_t tasks,
+                                         int64_t length, const Draw& draw) {
+  float base[2][W], x[W];
+  double sum[2][W];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    load_floats<W>(span.at<const T>(1) + i + 32 * h, n - 32 * h, whole, base[h]);
+#pragma unroll
+    for (int j = 0; j < W; ++j) sum[h][j] = base[h][j];
+  }
+  for (int64_t t = 0; t < tasks; ++t) {
+    const int64_t cell = t * length + span.tensor.index;
+    const double weight = __ldg(draw.weights + cell);
+    const uint32_t kept = keep_bits(static_cast<uint64_t>(__ldg(draw.streams + cell)), i, draw.last);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      load_floats<W>(span.at<const T>(2 + t) + i + 32 * h, n - 32 * h, whole, x);
+#pragma unroll
+      for (int j = 0; j < W; ++j)
+        if ((kept >> (h * W + j)) & 1) sum[h][j] = add_weighted_delta(sum[h][j], weight, x[j], base[h][j]);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int j = 0; j < W; ++j) x[j] = static_cast<float>(sum[h][j]);
+    store_floats<W>(x, n - 32 * h, whole, span.at<T>(0) + i + 32 * h);
+  }
+}
+
 template <class T>
 __device__ __forceinline__ void add_kept(const Span<>& span, int64_t tasks, int64_t length, const Draw& draw) {
-  constexpr int W = 16 / sizeof(T), kPerWord = 32 / W;
-  const bool aligned = span.tensor.aligned;
+  constexpr int kPerWord = 32 / W;
   for (int64_t k = threadIdx.x; span.begin + k / kPerWord * 64 < span.end; k += kThreads) {
     const int64_t i = span.begin + k / kPerWord * 64 + k % kPerWord * W;
     const int n = static_cast<int>(span.end - i);
-    float base[2][W], x[W];
-    double sum[2][W];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      load_floats<W>(span.at<const T>(1) + i + 32 * h, n - 32 * h, aligned, base[h]);
-#pragma unroll
-      for (int j = 0; j < W; ++j) sum[h][j] = base[h][j];
-    }
-#pragma unroll 1  // two tasks at once take more registers than there are
-    for (int64_t t = 0; t < tasks; ++t) {
-      const int64_t cell = t * length + span.tensor.index;
-      const double weight = __ldg(draw.weights + cell);
-      const uint32_t kept = keep_bits<W>(static_cast<uint64_t>(__ldg(draw.streams + cell)), i, draw.last);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        load_floats<W>(span.at<const T>(2 + t) + i + 32 * h, n - 32 * h, aligned, x);
-#pragma unroll
-        for (int j = 0; j < W; ++j)
-          if ((kept >> (h * W + j)) & 1) sum[h][j] = add_weighted_delta(sum[h][j], weight, x[j], base[h][j]);
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-#pragma unroll
-      for (int j = 0; j < W; ++j) x[j] = static_cast<float>(sum[h][j]);
-      store_floats<W>(x, n - 32 * h, aligned, span.at<T>(0) + i + 32 * h);
-    }
+    if (span.tensor.aligned && n >= 32 + W)
+      add_kept<T>(span, i, n, Constant<true>{}, tasks, length, draw);
+    else
+      add_kept<T>(span, i, n, Constant<false>{}, tasks, length, draw);
   }
 }
 

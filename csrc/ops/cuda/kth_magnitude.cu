@@ -81,15 +81,14 @@ using Run = Span<RunInfo>;
 template <class T, class F>
 __device__ __forceinline__ void for_magnitudes(const Run& run, int64_t t, const F& f) {
   constexpr int W = 16 / sizeof(T);
-  for (int64_t i = run.begin + threadIdx.x * W; i < run.end; i += kThreads * W) {
-    const int n = static_cast<int>(run.end - i);
+  for_each_vector<W>(run, [&](int64_t i, int n, auto whole) {
     float base[W], finetuned[W];
-    load_floats<W>(run.at<const T>(0) + i, n, run.tensor.aligned, base);
-    load_floats<W>(run.at<const T>(1 + t) + i, n, run.tensor.aligned, finetuned);
+    load_floats<W>(run.at<const T>(0) + i, n, whole, base);
+    load_floats<W>(run.at<const T>(1 + t) + i, n, whole, finetuned);
 #pragma unroll
     for (int j = 0; j < W; ++j)
       if (j < n) f(ordered_magnitude(finetuned[j] - base[j]));
-  }
+  });
 }
 
 __global__ void __launch_bounds__(kThreads, 4)

@@ -8,15 +8,15 @@ constexpr int W = 16;  // entries a thread takes at a time: two bytes of the res
 
 __global__ void __launch_bounds__(kThreads) pack_bits_kernel(const Table<> table) {
   for_each_span(table, [&](const Span<>& span) {
-    for (int64_t i = span.begin + threadIdx.x * W; i < span.end; i += kThreads * W) {
+    for_each_vector<W>(span, [&](int64_t i, int n, auto whole) {
       uint8_t flags[W];
-      load_some<W>(span.at<const uint8_t>(0) + i, span.end - i, span.tensor.aligned, flags);
+      load_some<W>(span.at<const uint8_t>(0) + i, n, whole, flags);
       uint64_t words[2];
       memcpy(words, flags, W);
       uint8_t* out = span.at<uint8_t>(1) + i / 8;
       out[0] = pack_eight(words[0]);
       if (i + 8 < span.end) out[1] = pack_eight(words[1]);
-    }
+    });
   });
 }
 

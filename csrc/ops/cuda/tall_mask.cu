@@ -7,12 +7,13 @@ namespace {
 // A row of the result [T, packed_size(numel)] for every task: a byte a thread, so 32 neighbours write 32 bytes.
 template <class T>
 __device__ __forceinline__ void write_masks(const Span<>& span, int64_t tasks, const double* lambdas) {
-  for (int64_t i = span.begin + threadIdx.x * kTall; i < span.end; i += kThreads * kTall) {
-    const TallVector v = sum_deltas<T>(span, tasks, i);
+  for_each_vector<kTall>(span, [&](int64_t i, int n, auto whole) {
+    const TallVector v = sum_deltas<T>(span, tasks, i, n, whole);
     uint8_t* out = span.at<uint8_t>(0) + i / 8;
     for (int64_t t = 0; t < tasks; ++t)
-      out[t * packed_size(span.tensor.numel)] = static_cast<uint8_t>(needed_bits<T>(span, v, t, __ldg(lambdas + t)));
-  }
+      out[t * packed_size(span.tensor.numel)] =
+          static_cast<uint8_t>(needed_bits<T>(span, v, t, __ldg(lambdas + t), whole));
+  });
 }
 
 __global__ void __launch_bounds__(kThreads) tall_mask_kernel(const Table<> table, const double* lambdas) {

@@ -58,24 +58,23 @@ struct Totals {
 
 template <Elect E, Combine C, class T>
 __device__ __forceinline__ Tally merge_span(const TiesSpan& span, const Rules& x, double undecided) {
-  constexpr int W = 16 / sizeof(T);
+  constexpr int W = 4;  // eight half-precision values at once take too many registers
   Tally tally;
-  for (int64_t i = span.begin + threadIdx.x * W; i < span.end; i += kThreads * W) {
-    const int n = static_cast<int>(span.end - i);
+  for_each_vector<W>(span, [&](int64_t i, int n, auto whole) {
     float base[W];
-    load_floats<W>(span.at<const T>(1) + i, n, span.tensor.aligned, base);
+    load_floats<W>(span.at<const T>(1) + i, n, whole, base);
     Totals<C, W> totals;
-#pragma unroll 1
+#pragma unroll 2
     for (int64_t t = 0; t < x.trim.tasks; ++t) {
       double deltas[W];
-      load_kept<T, W>(span, x.trim, t, i, n, base, deltas);
+      load_kept<T, W>(span, x.trim, t, i, n, whole, base, deltas);
       totals.template add<E>(deltas, E == Elect::kMass || E == Elect::kCount ? 1.0 : __ldg(x.shares + t));
     }
 #pragma unroll
     for (int j = 0; j < W; ++j)
       base[j] = static_cast<float>(base[j] + x.scale * totals.finish(j, undecided, x.mean, tally));
-    store_floats<W>(base, n, span.tensor.aligned, span.at<T>(0) + i);
-  }
+    store_floats<W>(base, n, whole, span.at<T>(0) + i);
+  });
   return tally;
 }
 
@@ -90,7 +89,7 @@ __device__ __forceinline__ void add_tally(const Rules& x, const Tally& mine, int
 
 // C is kSum for means, too.
 template <Elect E, Combine C>
-__global__ void __launch_bounds__(kThreads) ties_merge_kernel(const TiesTable table, const Rules x) {
+__global__ void __launch_bounds__(kThreads, 2) ties_merge_kernel(const TiesTable table, const Rules x) {
   double undecided = x.undecided;
   if (x.again) {
     const int64_t majority = static_cast<int64_t>(*x.tally);
@@ -111,15 +110,14 @@ template <class T>
 __device__ __forceinline__ double sum_squares(const TiesSpan& span, const Trim& trim, int64_t t) {
   constexpr int W = 16 / sizeof(T);
   double sum = 0;
-  for (int64_t i = span.begin + threadIdx.x * W; i < span.end; i += kThreads * W) {
-    const int n = static_cast<int>(span.end - i);
+  for_each_vector<W>(span, [&](int64_t i, int n, auto whole) {
     float base[W];
     double deltas[W];
-    load_floats<W>(span.at<const T>(1) + i, n, span.tensor.aligned, base);
-    load_kept<T, W>(span, trim, t, i, n, base, deltas);
+    load_floats<W>(span.at<const T>(1) + i, n, whole, base);
+    load_kept<T, W>(span, trim, t, i, n, whole, base, deltas);
 #pragma unroll
     for (int j = 0; j < W; ++j) sum += deltas[j] * deltas[j];
-  }
+  });
   return sum;
 }
 

@@ -8,13 +8,13 @@ constexpr int W = 16;  // entries a thread writes at a time, from two bytes
 
 __global__ void __launch_bounds__(kThreads) unpack_bits_kernel(const Table<> table) {
   for_each_span(table, [&](const Span<>& span) {
-    for (int64_t i = span.begin + threadIdx.x * W; i < span.end; i += kThreads * W) {
+    for_each_vector<W>(span, [&](int64_t i, int n, auto whole) {
       const uint8_t* bits = span.at<const uint8_t>(1) + i / 8;
       const uint64_t words[2] = {spread_eight(bits[0]), i + 8 < span.end ? spread_eight(bits[1]) : 0};
       uint8_t flags[W];
       memcpy(flags, words, W);
-      store_some<W>(flags, span.end - i, span.tensor.aligned, span.at<uint8_t>(0) + i);
-    }
+      store_some<W>(flags, n, whole, span.at<uint8_t>(0) + i);
+    });
   });
 }
 

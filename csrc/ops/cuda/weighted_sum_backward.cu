@@ -11,20 +11,18 @@ constexpr int kGroup = 4;  // tasks whose sums a thread holds at once
 template <class T>
 __device__ __forceinline__ void add_products(const Span<>& span, int64_t first, int64_t tasks, double (&sums)[kGroup]) {
   constexpr int W = 16 / sizeof(T);
-  const bool aligned = span.tensor.aligned;
-  for (int64_t i = span.begin + threadIdx.x * W; i < span.end; i += kThreads * W) {
-    const int n = static_cast<int>(span.end - i);
+  for_each_vector<W>(span, [&](int64_t i, int n, auto whole) {
     float grad[W], base[W], finetuned[W];
-    load_floats<W>(span.at<const T>(0) + i, n, aligned, grad);
-    load_floats<W>(span.at<const T>(1) + i, n, aligned, base);
+    load_floats<W>(span.at<const T>(0) + i, n, whole, grad);
+    load_floats<W>(span.at<const T>(1) + i, n, whole, base);
 #pragma unroll
     for (int u = 0; u < kGroup; ++u) {
       if (first + u >= tasks) break;
-      load_floats<W>(span.at<const T>(2 + first + u) + i, n, aligned, finetuned);
+      load_floats<W>(span.at<const T>(2 + first + u) + i, n, whole, finetuned);
 #pragma unroll
       for (int j = 0; j < W; ++j) sums[u] += grad[j] * (static_cast<double>(finetuned[j]) - base[j]);
     }
-  }
+  });
 }
 
 // partial [chunks, T]

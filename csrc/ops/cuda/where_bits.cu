@@ -8,17 +8,15 @@ namespace {
 template <class Word>
 __device__ __forceinline__ void choose(const Span<>& span) {
   constexpr int W = 16 / sizeof(Word);
-  const bool aligned = span.tensor.aligned;
-  for (int64_t i = span.begin + threadIdx.x * W; i < span.end; i += kThreads * W) {
-    const int n = static_cast<int>(span.end - i);
+  for_each_vector<W>(span, [&](int64_t i, int n, auto whole) {
     Word off[W], on[W];
-    load_some<W>(span.at<const Word>(1) + i, n, aligned, off);
-    load_some<W>(span.at<const Word>(2) + i, n, aligned, on);
+    load_some<W>(span.at<const Word>(1) + i, n, whole, off);
+    load_some<W>(span.at<const Word>(2) + i, n, whole, on);
     const unsigned bits = span.at<const uint8_t>(3)[i / 8] >> (i % 8);
 #pragma unroll
     for (int j = 0; j < W; ++j) off[j] = (bits >> j) & 1 ? on[j] : off[j];
-    store_some<W>(off, n, aligned, span.at<Word>(0) + i);
-  }
+    store_some<W>(off, n, whole, span.at<Word>(0) + i);
+  });
 }
 
 __global__ void __launch_bounds__(kThreads) where_bits_kernel(const Table<> table) {
