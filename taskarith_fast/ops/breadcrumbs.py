@@ -10,6 +10,10 @@ The kernel finds both thresholds of a row by counting, in cache, and keeps masks
 write of every element (rows longer than the caches are read twice), extra memory of 4 bytes an entry of a row
 and thread.
 
+On a GPU (CUDA C++) a block takes a row: a radix select of 11, 10 and 10 bits in shared memory for either
+threshold, which finds the row in the caches after the first pass; at most 4096 tasks. Rows of few entries
+leave most threads idle. GPU times are unmeasured.
+
 Not differentiable: the masks are steps.
 """
 

@@ -13,6 +13,11 @@ counts what is outside the bracket and keeps the 0.8 % inside; an unlucky bracke
 passes more. Nothing is concatenated or materialised; ties at the bracket's ends are counted, not stored,
 and the extra memory stays under an eighth of the deltas.
 
+On a GPU (CUDA C++) there is no bracket: three passes count digits of 11, 10 and 10 bits, a block a segment
+and task narrows the threshold after each, and a fourth pass runs only where ties have to be dropped. Segments
+of at most 65536 entries are selected by one block. The host never waits for the device. Counters take 16 KB
+a task and longer segment. GPU times are unmeasured.
+
 Not differentiable: the threshold moves with one entry, the cutoff with none.
 """
 

@@ -5,6 +5,9 @@ With ``tau_t = finetuned_t - base`` and ``tau_MT = sum_t tau_t``, entry j of tas
 subtracts float32 weights, and rounds the base in): T + 1 reads and T / 32 writes of every element. Where all
 deltas are zero the masks are zero: the comparison is strict. A NaN is never needed.
 
+On a GPU (CUDA C++) a thread computes a byte of every task's mask and reads the tasks a second time from the
+caches.
+
 Not differentiable: comparisons.
 """
 

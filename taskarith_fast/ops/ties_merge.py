@@ -18,6 +18,10 @@ its own bytes (where the base is not 2^29 times larger). NaN or infinite inputs 
 merge methods refuse them. T + 1 reads and one write of every element; blocks with zero votes may be read
 twice, and the two norm rules read all inputs once more. Not differentiable: trimming and election are
 steps.
+
+On a GPU (CUDA C++) the device itself finds the majority and merges the chunks that it concerns again: the
+host never waits. On paper, 8 tasks of ViT-B/32 in float32 are 3.5 GB: 1.05 ms of an H100 SXM (3.35 TB/s).
+GPU times are unmeasured.
 """
 
 from __future__ import annotations

@@ -127,5 +127,6 @@ def test_the_cuda_library_loads_without_a_gpu():
     if not path.exists():
         pytest.skip("libtaskarith_cuda.so was not built")
     torch.ops.load_library(str(path))
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("taskarith::weighted_sum", "CUDA")
+    for case in KERNELS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"taskarith::{case.op.name}", "CUDA"), case.op.name
     assert ops.weighted_sum([torch.ones(3)], [[torch.zeros(3)]], [0.5])[0].tolist() == [0.5] * 3
