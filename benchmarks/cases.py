@@ -14,10 +14,8 @@ from benchmarks import (
     shapes,
     sparse_cases,
     stream_cases,
+    tangent_cases,
 )
-from benchmarks import adamerge_cases, loop_cases, op_cases, shapes, stream_cases
-from benchmarks import loop_cases, op_cases, shapes, stream_cases, tangent_cases
-from benchmarks import adamerge_cases, loop_cases, op_cases, shapes, stream_cases, tangent_cases
 from benchmarks.contest import Contest
 
 

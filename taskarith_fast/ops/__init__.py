@@ -6,15 +6,15 @@ from taskarith_fast.ops.consensus import consensus
 from taskarith_fast.ops.count_magnitudes_ import count_magnitudes_
 from taskarith_fast.ops.count_nonfinite import count_nonfinite
 from taskarith_fast.ops.dare import dare
-from taskarith_fast.ops.fisher_diag_ import fisher_diag_
-from taskarith_fast.ops.fisher_diag_elementwise_ import fisher_diag_elementwise_
-from taskarith_fast.ops.fisher_merge import fisher_merge
 from taskarith_fast.ops.dual_attention import dual_attention
 from taskarith_fast.ops.dual_gelu import dual_gelu
 from taskarith_fast.ops.dual_layer_norm import dual_layer_norm, dual_rms_norm
 from taskarith_fast.ops.dual_linear import dual_linear
 from taskarith_fast.ops.dual_patch_embed import dual_patch_embed
 from taskarith_fast.ops.dual_residual import dual_residual
+from taskarith_fast.ops.fisher_diag_ import fisher_diag_
+from taskarith_fast.ops.fisher_diag_elementwise_ import fisher_diag_elementwise_
+from taskarith_fast.ops.fisher_merge import fisher_merge
 from taskarith_fast.ops.kth_magnitude import kth_magnitude
 from taskarith_fast.ops.linear import linear
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
@@ -43,9 +43,6 @@ __all__ = [
     "count_magnitudes_",
     "count_nonfinite",
     "dare",
-    "fisher_diag_",
-    "fisher_diag_elementwise_",
-    "fisher_merge",
     "dual_attention",
     "dual_gelu",
     "dual_layer_norm",
@@ -53,6 +50,9 @@ __all__ = [
     "dual_patch_embed",
     "dual_residual",
     "dual_rms_norm",
+    "fisher_diag_",
+    "fisher_diag_elementwise_",
+    "fisher_merge",
     "kth_magnitude",
     "linear",
     "lowrank_sum",
