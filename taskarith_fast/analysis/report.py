@@ -58,6 +58,8 @@ def render_report(results: Results, figures: Mapping[str, bytes]) -> str:
         images={name: "data:image/png;base64," + base64.b64encode(data).decode() for name, data in figures.items()},
         sections=[_section(results, recipe) for recipe in results.recipes],
         times=group_times(results.timing),
+        percent=_percent,
+        percent_mean=lambda lines, name: f"{100 * sum(getattr(line, name).value for line in lines) / len(lines):.1f}",
         config=json.dumps(results.config, indent=2, ensure_ascii=False),
     )
 
@@ -154,6 +156,10 @@ def _pick(row: Row, task: str, normalized: bool) -> Measured:
     if task == "Mean":
         return row.normalized_mean if normalized else row.mean
     return row.normalized[task] if normalized else row.accuracy[task]
+
+
+def _percent(measured: Measured) -> str:
+    return f"{100 * measured.value:.1f} ± {100 * measured.stderr:.1f}"
 
 
 def _cell(measured: Measured, merged: bool, top: str) -> Cell:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taskarith_fast.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Document(BaseModel):
@@ -102,6 +102,36 @@ class CosineMap(_Document):
     matrix: list[list[float]]
 
 
+class Cost(_Document):
+    """What fine-tuning one task by one recipe costs: medians over the runs, the largest of the peaks."""
+
+    recipe: str
+    trained: int
+    """Weights that are trained."""
+    forward_backward: float
+    """Seconds of an optimizer step up to its gradients."""
+    step: float
+    """Seconds of clipping and of the optimizer."""
+    peak_rss_mb: float
+    """Largest resident size of the process, its libraries included."""
+    vector_bytes: float
+    """Size of the task vector as it is stored."""
+
+
+class Negation(_Document):
+    """One task forgotten by subtracting its task vector, another kept: test accuracies, averaged over the seeds."""
+
+    recipe: str
+    target: str
+    control: str
+    scale: list[float]
+    """What validation chose, one entry a seed."""
+    target_before: Measured
+    target_after: Measured
+    control_before: Measured
+    control_after: Measured
+
+
 class StageTime(_Document):
     """What one stage took when it was computed."""
 
@@ -131,6 +161,8 @@ class Results(_Document):
     rows: list[Row]
     curves: Curves
     cosine: list[CosineMap]
+    costs: list[Cost]
+    negation: list[Negation]
     timing: list[StageTime]
 
     def row(self, method: str, recipe: str) -> Row | None:

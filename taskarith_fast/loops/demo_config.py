@@ -14,6 +14,8 @@ from taskarith_fast.loops.merge import SCALES
 RECIPES = {
     "full": ("all encoder weights fine-tuned", FINETUNE_PRESETS["demo"]),
     "qkvo": ("attention matrices (QKVO) only fine-tuned", FINETUNE_PRESETS["demo_qkvo"]),
+    "talos": ("TaLoS: the tenth of the weights that matters least fine-tuned", FINETUNE_PRESETS["demo_talos"]),
+    "lota": ("LoTA: the tenth of the weights that full fine-tuning changed most", FINETUNE_PRESETS["demo_lota"]),
 }
 
 
@@ -22,6 +24,10 @@ ENCODERS = {
     "for saliency; features are the mean of the patch tokens",
 }
 """What an encoder is, by name."""
+
+
+def _recipes(*keys: str) -> dict[str, FinetuneConfig]:
+    return {key: RECIPES[key][1] for key in keys}
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class DemoConfig:
     """Seeds of fine-tuning, each a whole study; accuracies are averaged over them."""
     probe: ProbeConfig = PROBE_PRESETS["demo"]
     """How the heads are trained; solved to the optimum, they do not depend on the seed."""
-    recipes: Mapping[str, FinetuneConfig] = field(default_factory=lambda: {"full": RECIPES["full"][1]})
-    """How encoders are fine-tuned, by key of RECIPES."""
+    recipes: Mapping[str, FinetuneConfig] = field(default_factory=lambda: _recipes("full", "talos"))
+    """How encoders are fine-tuned, by key of RECIPES; "lota" needs "full" before it."""
     task_arithmetic_scales: tuple[float, ...] = SCALES
     """Scales that task arithmetic may have."""
     ties_scales: tuple[float, ...] = tuple(2 * scale for scale in SCALES)
@@ -60,6 +66,12 @@ class DemoConfig:
     """Shares of the full rank that CART may keep."""
     cart_scales: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0)
     """Scales that CART may have."""
+    mask_density: float = 0.1
+    """Fraction of the maskable weights that TaLoS and LoTA train."""
+    mask_rounds: int = 4
+    """Rounds in which TaLoS selects them."""
+    negation_scales: tuple[float, ...] = ()
+    """Scales at which a task vector may be subtracted to forget its task; empty leaves negation out."""
     extra_rows: bool = False
     """Also train one encoder on all tasks jointly, and each task's encoder with a random head."""
     random_head_lr: float = 1e-3
@@ -82,9 +94,10 @@ PRESETS = {
     ),
     "all": DemoConfig(
         preset="all",
-        train=900,
+        train=600,
         seeds=(0, 1),
-        recipes={key: config for key, (_, config) in RECIPES.items()},
+        recipes=_recipes(*RECIPES),
+        negation_scales=tuple(i / 5 for i in range(11)),
         extra_rows=True,
     ),
 }

@@ -11,9 +11,12 @@ from typing import Any
 from torch import nn
 
 from taskarith_fast import __version__, data
+from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops import demo_stages as compute
 from taskarith_fast.loops.config import FinetuneConfig, describe
 from taskarith_fast.loops.demo_config import DemoConfig
+from taskarith_fast.loops.merge import scale_grid
+from taskarith_fast.loops.recipes import RECIPES as FINETUNE_RECIPES
 from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.loops.stages import Stage
 from taskarith_fast.models.backbone import digest
@@ -50,11 +53,12 @@ def make_plan(config: DemoConfig, encoder: nn.Module, tasks: Mapping[str, data.T
     planner = _Planner(config, encoder, tasks)
     probes = {f"probe/{name}": planner.probe(name) for name in tasks}
     base = planner.evaluation("evaluate-probes", compute.evaluate_base, probes, points=1)
-    branches = [
-        Branch(recipe, seed, planner.branch(recipe, dataclasses.replace(finetune, seed=seed), probes))
-        for seed in config.seeds
-        for recipe, finetune in config.recipes.items()
-    ]
+    branches = []
+    for seed in config.seeds:
+        done: dict[str, dict[str, Stage[compute.Workshop]]] = {}
+        for recipe, finetune in config.recipes.items():
+            done[recipe] = planner.branch(recipe, dataclasses.replace(finetune, seed=seed), probes, done)
+            branches.append(Branch(recipe, seed, done[recipe]))
     return Plan(base, branches, list({stage.key: stage for stage in planner.planned}.values()))
 
 
@@ -82,11 +86,17 @@ class _Planner:
         return self._add("Linear probes", f"probe-{task}", run, settings, {}, len(splits["train"]) + len(splits["val"]))
 
     def branch(
-        self, recipe: str, config: FinetuneConfig, probes: dict[str, Stage[compute.Workshop]]
+        self,
+        recipe: str,
+        config: FinetuneConfig,
+        probes: dict[str, Stage[compute.Workshop]],
+        done: Mapping[str, dict[str, Stage[compute.Workshop]]],
     ) -> dict[str, Stage[compute.Workshop]]:
-        """Fine-tune every task, compare, and merge by every method."""
-        study, label = self.config, f"{recipe}-seed{config.seed}"
-        tuned = {f"finetune/{name}": self._finetune(label, name, config, probes) for name in self.tasks}
+        """Fine-tune every task, compare, merge, and negate; `done` holds the same seed's branches before this one."""
+        label = f"{recipe}-seed{config.seed}"
+        masked = FINETUNE_RECIPES[config.recipe].kind == "masks"
+        masks = {name: self._masks(label, name, config, probes, done) for name in self.tasks if masked}
+        tuned = {f"finetune/{n}": self._finetune(label, n, config, probes, masks.get(n)) for n in self.tasks}
         models = probes | tuned
         stages = {
             "individual": self.evaluation(
@@ -102,18 +112,31 @@ class _Planner:
             ),
             "average": self.evaluation(f"merge-average-{label}", compute.merge_average, models, points=1),
         }
-        models = models | {"individual": stages["individual"]}
-        for method, grid, fixed in (
-            ("task_arithmetic", {"scale": study.task_arithmetic_scales}, {}),
-            ("ties", {"scale": study.ties_scales}, {"density": study.ties_density}),
-        ):
-            stages[method] = self._search(method, label, models, grid, fixed)
-        stages["cart"] = self._cart(label, models)
-        if study.extra_rows:
+        stages |= tuned | self._merges(label, models | {"individual": stages["individual"]}, masked)
+        if self.config.negation_scales:
+            stages |= {f"negate/{name}": self._negate(label, name, models) for name in self.tasks}
+        if self.config.extra_rows and config.recipe == "full":
             stages["joint"] = self._joint(label, config, probes)
-        if study.extra_rows and config.recipe == "full":
             stages |= {f"random_head/{name}": self._random_head(label, name, config) for name in self.tasks}
         return stages
+
+    def _merges(
+        self, label: str, models: dict[str, Stage[compute.Workshop]], masked: bool
+    ) -> dict[str, Stage[compute.Workshop]]:
+        """Searches by method. Sparse task vectors are added only, at scales up to 1 / density: trimming them again is
+        no part of their method."""
+        study = self.config
+        if masked:
+            scales = scale_grid(study.mask_density)
+            return {"task_arithmetic": self._search("task_arithmetic", label, models, {"scale": scales}, {})}
+        fixed = {"density": study.ties_density}
+        return {
+            "task_arithmetic": self._search(
+                "task_arithmetic", label, models, {"scale": study.task_arithmetic_scales}, {}
+            ),
+            "ties": self._search("ties", label, models, {"scale": study.ties_scales}, fixed),
+            "cart": self._cart(label, models),
+        }
 
     def evaluation(
         self, name: str, run: Callable[..., Any], inputs: dict[str, Stage[compute.Workshop]], *, points: int
@@ -121,11 +144,50 @@ class _Planner:
         cost = points * (self._images["val"] + self._images["test"])
         return self._add("Evaluation", name, run, {"data": self._data}, inputs, cost)
 
+    def _masks(
+        self, label: str, task: str, config: FinetuneConfig, probes: dict[str, Stage[compute.Workshop]],
+        done: Mapping[str, dict[str, Stage[compute.Workshop]]],
+    ) -> Stage[compute.Workshop]:  # fmt: skip
+        """Which weights a sparse recipe trains; LoTA takes those that full fine-tuning changed most."""
+        study = self.config
+        inputs = {f"probe/{task}": probes[f"probe/{task}"]}
+        cost = _TRAINING_COST * study.mask_rounds * len(self.tasks[task].splits["val"])
+        if config.recipe == "lota":
+            if "full" not in done:
+                raise ArgumentError("recipes must hold 'full' before 'lota', whose masks are made from it")
+            inputs[f"finetune/{task}"] = done["full"][f"finetune/{task}"]
+            cost = 1.0
+        settings = {
+            "method": config.recipe,
+            "density": study.mask_density,
+            "rounds": study.mask_rounds,
+            "seed": config.seed,
+        }
+        run = partial(compute.select_weights, task=task, **settings)
+        return self._add(
+            "Selecting weights", f"masks-{label}-{task}", run, settings | {"task": self._data[task]}, inputs, cost
+        )
+
+    def _negate(self, label: str, task: str, models: dict[str, Stage[compute.Workshop]]) -> Stage[compute.Workshop]:
+        """Forget a task and keep the next one of the list."""
+        names, scales = list(self.tasks), self.config.negation_scales
+        control = names[(names.index(task) + 1) % len(names)]
+        inputs = {key: models[key] for key in (f"probe/{task}", f"probe/{control}", f"finetune/{task}")}
+        run = partial(compute.negate, target=task, control=control, scales=scales)
+        both = {name: self._data[name] for name in (task, control)}
+        settings = {"target": task, "control": control, "scales": list(scales), "data": both}
+        splits = [self.tasks[name].splits for name in both]
+        cost = sum(len(scales) * len(split["val"]) + 2 * len(split["test"]) for split in splits)
+        return self._add("Negation", f"negate-{label}-{task}", run, settings, inputs, cost)
+
     def _finetune(
-        self, label: str, task: str, config: FinetuneConfig, probes: dict[str, Stage[compute.Workshop]]
-    ) -> Stage[compute.Workshop]:
+        self, label: str, task: str, config: FinetuneConfig, probes: dict[str, Stage[compute.Workshop]],
+        masks: Stage[compute.Workshop] | None,
+    ) -> Stage[compute.Workshop]:  # fmt: skip
         run = partial(compute.train_encoder, task=task, config=config)
         inputs = {f"probe/{task}": probes[f"probe/{task}"]}
+        if masks is not None:
+            inputs["masks"] = masks
         settings = {"finetune": _what(config), "task": self._data[task]}
         cost = self._training_cost(config, len(self.tasks[task].splits["train"]))
         return self._add("Fine-tuning", f"finetune-{label}-{task}", run, settings, inputs, cost)

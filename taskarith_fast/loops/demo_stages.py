@@ -17,18 +17,22 @@ from torch import Tensor, nn
 
 from taskarith_fast import data
 from taskarith_fast.analysis.cosine import cosine_map
+from taskarith_fast.loops.calibrate import calibrate
 from taskarith_fast.loops.config import FinetuneConfig, ProbeConfig
-from taskarith_fast.loops.evaluate import Evaluation, StateEvaluator
+from taskarith_fast.loops.evaluate import Evaluation, StateEvaluator, batches_of
 from taskarith_fast.loops.features import FeatureCache
 from taskarith_fast.loops.finetune import finetune, finetune_joint
 from taskarith_fast.loops.merge import Grid, SearchResult, line_search
+from taskarith_fast.loops.negation import search_negation
 from taskarith_fast.loops.probe import probe
 from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.loops.stages import Artefact, Made
+from taskarith_fast.masks import Masks
 from taskarith_fast.merging import merge
 from taskarith_fast.merging.cart import CartFactors
 from taskarith_fast.models import Head
 from taskarith_fast.progress import SILENT, Progress
+from taskarith_fast.sparse_task_vector import SparseTaskVector
 
 State = dict[str, Tensor]
 Evaluations = Mapping[str, Evaluation]
@@ -100,11 +104,46 @@ def train_probe(shop: Workshop, inputs: dict[str, Artefact], *, task: str, confi
 
 
 def train_encoder(shop: Workshop, inputs: dict[str, Artefact], *, task: str, config: FinetuneConfig) -> Made:
-    """Fine-tune the encoder on one task, its head frozen."""
+    """Fine-tune the encoder on one task, its head frozen; where there are masks, only what they select."""
     head = shop.head(inputs[f"probe/{task}"].tensors)
-    result = finetune(shop.encoder, head, shop.tasks[task], config, shop.progress)
-    facts = {"steps": len(result.history["loss"]), "loss": _thinned(result.history["loss"])}
-    return facts, {name: result.state[name] for name in result.trained}
+    masks = _masks(shop, inputs["masks"].tensors) if "masks" in inputs else None
+    result = finetune(shop.encoder, head, shop.tasks[task], config, shop.progress, masks=masks)
+    trained = {name: result.state[name] for name in result.trained}
+    facts = {
+        "steps": len(result.history["loss"]),
+        "loss": _thinned(result.history["loss"]),
+        "step_seconds": result.step_seconds,
+        "trained": sum(t.numel() for t in trained.values()) if masks is None else masks.count(),
+        "vector_bytes": _vector_bytes({name: shop.base[name] for name in trained}, trained, sparse=masks is not None),
+    }
+    return facts, trained
+
+
+def select_weights(
+    shop: Workshop, inputs: dict[str, Artefact], *, task: str, method: str, density: float, rounds: int, seed: int
+) -> Made:
+    """The masks of a sparse recipe: by sensitivity on the validation images (TaLoS), or by what moved most (LoTA)."""
+    head, encoder = shop.head(inputs[f"probe/{task}"].tensors), shop.encoder
+    options: dict[str, Any] = {"rounds": rounds, "head": head}
+    if method == "lota":
+        options = {"finetuned": shop.finetuned(inputs, task)}
+    split = shop.tasks[task].splits["val"]
+    batches = list(batches_of(encoder, split, batch_size=64, image_size=None, device=device_of(encoder)))
+    masks = calibrate(encoder, batches, density=density, method=method, seed=seed, progress=shop.progress, **options)
+    return {"selected": masks.count(), "maskable": masks.numel}, {name: masks.packed(name) for name in masks}
+
+
+def negate(shop: Workshop, inputs: dict[str, Artefact], *, target: str, control: str, scales: Sequence[float]) -> Made:
+    """Subtract a task vector as far as the control task allows; before and after on the test images of both."""
+    heads = {name: shop.head(inputs[f"probe/{name}"].tensors) for name in (target, control)}
+    tau = SparseTaskVector.between(shop.base, shop.finetuned(inputs, target))
+    found = search_negation(
+        shop.base, tau, shop.evaluator(heads, "val"), target=target, control=control, scales=scales,
+        progress=shop.progress,
+    )  # fmt: skip
+    states = [shop.base, tau.apply(shop.base, scale=-found.best.scale)]
+    facts = {"target": target, "control": control, "chosen": {"scale": found.best.scale}}
+    return facts, _evaluate(shop, heads, states, "test")
 
 
 def evaluate_base(shop: Workshop, inputs: dict[str, Artefact]) -> Made:
@@ -171,6 +210,17 @@ def train_from_random_head(shop: Workshop, inputs: dict[str, Artefact], *, task:
     """One task's encoder and a random head trained together, evaluated on that task."""
     result = finetune(shop.encoder, None, shop.tasks[task], config, shop.progress)
     return {}, _evaluate(shop, {task: shop.head(result.head_state)}, [result.state], "test")
+
+
+def _masks(shop: Workshop, packed: Mapping[str, Tensor]) -> Masks:
+    return Masks(packed, {name: shop.base[name].shape for name in packed})
+
+
+def _vector_bytes(base: State, trained: State, *, sparse: bool) -> int:
+    """What the task vector of a run takes: dense in the trained tensors, or a bit a weight and what moved."""
+    if sparse:
+        return SparseTaskVector.between(base, trained).nbytes
+    return sum(tensor.numel() * tensor.element_size() for tensor in trained.values())
 
 
 def _evaluate(

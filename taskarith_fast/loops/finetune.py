@@ -35,6 +35,7 @@ from taskarith_fast.loops.recipes import RECIPES, prepare
 from taskarith_fast.loops.resume import RunCheckpoint, identify
 from taskarith_fast.loops.runtime import threads
 from taskarith_fast.masks import Masks
+from taskarith_fast.loops.step_clock import StepClock
 from taskarith_fast.models import Head, random_head
 from taskarith_fast.models.blocks import checkpoint_activations
 from taskarith_fast.models.lora import LowRankAdapter
@@ -63,6 +64,8 @@ class FinetuneResult:
     """Names of the encoder tensors that were trained."""
     seconds: float
     """Wall time."""
+    step_seconds: dict[str, float]
+    """Median wall time of an optimizer step's parts: "forward_backward" (data too), and "step" (clipping too)."""
     adapter: LowRankAdapter | None = None
     """The factors of the recipe "lora", on the CPU."""
 
@@ -198,10 +201,12 @@ def _run(
     streams = [_stream(model, task.splits["train"], config, len(tasks), world, skip) for task in tasks.values()]
     steps = config.total_steps(sum(len(task.splits["train"]) for task in tasks.values()))
 
+    clock = StepClock(world.device)
     adapted = prepared.adapter.applied() if prepared.adapter else nullcontext()
     with adapted, progress.stage(f"finetune {' + '.join(tasks)}", steps) as stage:
         stage.advance(done)
         for step in range(done, steps):
+            clock.start()
             set_rates(optimizer, step, steps, config)
             loss = torch.zeros((), device=world.device)
             for turn in range(1, config.accumulation + 1):
@@ -210,9 +215,11 @@ def _run(
                     part = shared([next(stream) for stream in streams]) / config.accumulation
                     part.backward()
                 loss += part.detach()
+            clock.lap("forward_backward")
             clip_gradients(optimizer, config)
             optimizer.step()
             optimizer.zero_grad()
+            clock.lap("step")
             losses.append(loss)
             note = _checked(world.mean(loss), step, config) if step % _CHECK_EVERY == 0 else None
             if run is not None:
@@ -230,7 +237,9 @@ def _run(
         "lr": [rate(step, steps, config, config.lr) for step in range(steps)],
     }
     seconds = time.perf_counter() - start
-    return FinetuneResult(state, head_states, history, config, prepared.names, seconds, prepared.adapter)
+    return FinetuneResult(
+        state, head_states, history, config, prepared.names, seconds, clock.medians(), prepared.adapter
+    )
 
 
 def _stream(

@@ -73,10 +73,18 @@ def collect(
                 _scale_curve(recipe, method, seeds, names)
                 for recipe, seeds in branches.items()
                 for method in ("task_arithmetic", "ties")
+                if method in seeds[0]
             ],
-            cart_rank=[_rank_curve(recipe, seeds, names) for recipe, seeds in branches.items()],
+            cart_rank=[_rank_curve(recipe, seeds, names) for recipe, seeds in branches.items() if "cart" in seeds[0]],
         ),
         cosine=[_cosine(recipe, seeds, names) for recipe, seeds in branches.items()],
+        costs=[_cost(recipe, seeds, names) for recipe, seeds in branches.items()],
+        negation=[
+            _negation(recipe, name, seeds)
+            for recipe, seeds in branches.items()
+            for name in names
+            if f"negate/{name}" in seeds[0]
+        ],
         timing=[
             schema.StageTime(
                 group=stage.group,
@@ -201,6 +209,39 @@ def _test(seeds: Seeds, method: str, names: Sequence[str], place: int) -> schema
 def _cosine(recipe: str, seeds: Seeds, names: Sequence[str]) -> schema.CosineMap:
     matrices = [artefacts["cosine"].tensors["cosine"] for artefacts in seeds]
     return schema.CosineMap(recipe=recipe, names=list(names), matrix=torch.stack(matrices).mean(dim=0).tolist())
+
+
+def _cost(recipe: str, seeds: Seeds, names: Sequence[str]) -> schema.Cost:
+    runs = [artefacts[f"finetune/{name}"] for artefacts in seeds for name in names]
+    times = [run.facts["step_seconds"] for run in runs]
+    return schema.Cost(
+        recipe=recipe,
+        trained=int(numbers.median(run.facts["trained"] for run in runs)),
+        forward_backward=numbers.median(time["forward_backward"] for time in times),
+        step=numbers.median(time["step"] for time in times),
+        peak_rss_mb=max(run.peak_rss_mb for run in runs),
+        vector_bytes=numbers.median(run.facts["vector_bytes"] for run in runs),
+    )
+
+
+def _negation(recipe: str, target: str, seeds: Seeds) -> schema.Negation:
+    runs = [artefacts[f"negate/{target}"] for artefacts in seeds]
+    control = runs[0].facts["control"]
+
+    def measured(task: str, place: int) -> schema.Measured:
+        correct = statistics.mean_over_seeds(_correct(run, "test", [task], place) for run in runs)
+        return statistics.accuracies(correct)[task]
+
+    return schema.Negation(
+        recipe=recipe,
+        target=target,
+        control=control,
+        scale=[run.facts["chosen"]["scale"] for run in runs],
+        target_before=measured(target, 0),
+        target_after=measured(target, 1),
+        control_before=measured(control, 0),
+        control_after=measured(control, 1),
+    )
 
 
 def _chosen_point(artefact: Artefact) -> int:

@@ -36,6 +36,17 @@ def invented_results(seeds: tuple[int, ...] = (0,)) -> schema.Results:
             scale=[_scale_curve(m, label) for _, m, label, *_ in METHODS[3:5]], cart_rank=[_rank_curve()]
         ),
         cosine=[_cosine(random)],
+        costs=[
+            schema.Cost(
+                recipe="full",
+                trained=15_000_000,
+                forward_backward=0.2,
+                step=0.01,
+                peak_rss_mb=1200.0,
+                vector_bytes=6e7,
+            )
+        ],
+        negation=[_negation(target, control) for target, control in zip(TASKS, TASKS[1:], strict=False)],
         timing=[
             schema.StageTime(
                 group=g,
@@ -79,6 +90,14 @@ def _scale_curve(method: str, label: str) -> schema.ScaleCurve:
     return schema.ScaleCurve(
         recipe="full", method=method, label=label, scale=scale, val_mean=[0.8 * s for s in score],
         val_normalized=score, val_stderr=[0.01] * 21, chosen=[scale[int(np.argmax(score))]],
+    )  # fmt: skip
+
+
+def _negation(target: str, control: str) -> schema.Negation:
+    high, low = schema.Measured(value=0.8, stderr=0.02), schema.Measured(value=0.3, stderr=0.02)
+    return schema.Negation(
+        recipe="full", target=target, control=control, scale=[0.4],
+        target_before=high, target_after=low, control_before=high, control_after=high,
     )  # fmt: skip
 
 

@@ -197,12 +197,39 @@ def test_everything_has_seeds_recipes_and_extra_rows(tmp_path, encoder, tasks):
     run_study(config, encoder, tasks, tmp_path)
     results = Results.load(tmp_path / "results.json")
     methods = _methods(results)
-    assert {("full", "joint"), ("full", "random_head"), ("qkvo", "joint")} < set(methods)
+    assert {("full", "joint"), ("full", "random_head"), ("qkvo", "cart")} < set(methods)
     assert ("qkvo", "random_head") not in methods
     assert all(row.seed_std is not None for row in results.rows if row.method != "probe")
     assert [len(curve.chosen) for curve in results.curves.scale] == [2] * 4
     (path, *_) = (tmp_path / "stages").glob("finetune-qkvo-seed0-two-*.json")
     assert json.loads(path.read_text())["tensors"] == 2, "only what training changed is kept"
+
+
+def test_sparse_recipes_train_a_tenth_and_every_recipe_can_forget(tmp_path, encoder, tasks):
+    recipes = {key: dataclasses.replace(STEPS, recipe=key) for key in ("full", "talos", "lota")}
+    config = dataclasses.replace(TINY, recipes=recipes, mask_rounds=2, negation_scales=(0.0, 1.0))
+    run_study(config, encoder, tasks, tmp_path)
+    results = Results.load(tmp_path / "results.json")
+    full, talos, lota = results.costs
+    assert full.trained == sum(p.numel() for p in encoder.parameters())
+    assert 0 < talos.trained == lota.trained <= 0.1 * full.trained
+    assert 0 < talos.vector_bytes < 0.2 * full.vector_bytes
+    assert all(cost.forward_backward > 0 and cost.step > 0 for cost in results.costs)
+    assert {r.method for r in results.rows if r.recipe == "talos"} == {"individual", "average", "task_arithmetic"}
+    assert [c.scale[-1] for c in results.curves.scale if c.recipe == "lota"] == [pytest.approx(10)]
+    assert [(n.recipe, n.target, n.control) for n in results.negation][:2] == [
+        ("full", "two", "three"),
+        ("full", "three", "two"),
+    ]
+    assert len(results.negation) == 6
+    page = (tmp_path / "report.html").read_text()
+    assert "Forgetting a task" in page and "What a recipe costs" in page
+
+
+def test_lota_needs_full_fine_tuning_before_it(encoder, tasks):
+    config = dataclasses.replace(TINY, recipes={"lota": dataclasses.replace(STEPS, recipe="lota")})
+    with pytest.raises(ArgumentError, match="recipes must hold 'full' before 'lota'"):
+        make_plan(config, encoder, tasks)
 
 
 def test_encoder_is_not_changed(encoder, tasks, tmp_path):
