@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,7 @@ def invented_results(seeds: tuple[int, ...] = (0,)) -> schema.Results:
                 vector_bytes=6e7,
             )
         ],
-        negation=[_negation(target, control) for target, control in zip(TASKS, TASKS[1:], strict=False)],
+        negation=[_negation(target, control) for target, control in itertools.pairwise(TASKS)],
         timing=[
             schema.StageTime(
                 group=g,
