@@ -94,10 +94,10 @@ PRESETS = {
     ),
     "all": DemoConfig(
         preset="all",
-        train=600,
+        train=500,
         seeds=(0, 1),
         recipes=_recipes(*RECIPES),
-        negation_scales=tuple(i / 5 for i in range(11)),
+        negation_scales=tuple(i / 5 for i in range(6)),
         extra_rows=True,
     ),
 }

@@ -114,7 +114,8 @@ class _Planner:
         }
         stages |= tuned | self._merges(label, models | {"individual": stages["individual"]}, masked)
         if self.config.negation_scales:
-            stages |= {f"negate/{name}": self._negate(label, name, models) for name in self.tasks}
+            reach = 1 / self.config.mask_density if masked else 1.0
+            stages |= {f"negate/{name}": self._negate(label, name, models, reach) for name in self.tasks}
         if self.config.extra_rows and config.recipe == "full":
             stages["joint"] = self._joint(label, config, probes)
             stages |= {f"random_head/{name}": self._random_head(label, name, config) for name in self.tasks}
@@ -157,20 +158,16 @@ class _Planner:
                 raise ArgumentError("recipes must hold 'full' before 'lota', whose masks are made from it")
             inputs[f"finetune/{task}"] = done["full"][f"finetune/{task}"]
             cost = 1.0
-        settings = {
-            "method": config.recipe,
-            "density": study.mask_density,
-            "rounds": study.mask_rounds,
-            "seed": config.seed,
-        }
-        run = partial(compute.select_weights, task=task, **settings)
-        return self._add(
-            "Selecting weights", f"masks-{label}-{task}", run, settings | {"task": self._data[task]}, inputs, cost
-        )
+        method, density, rounds, seed = config.recipe, study.mask_density, study.mask_rounds, config.seed
+        run = partial(compute.select_weights, task=task, method=method, density=density, rounds=rounds, seed=seed)
+        settings = {"method": method, "density": density, "rounds": rounds, "seed": seed, "task": self._data[task]}
+        return self._add("Selecting weights", f"masks-{label}-{task}", run, settings, inputs, cost)
 
-    def _negate(self, label: str, task: str, models: dict[str, Stage[compute.Workshop]]) -> Stage[compute.Workshop]:
-        """Forget a task and keep the next one of the list."""
-        names, scales = list(self.tasks), self.config.negation_scales
+    def _negate(
+        self, label: str, task: str, models: dict[str, Stage[compute.Workshop]], reach: float
+    ) -> Stage[compute.Workshop]:
+        """Forget a task and keep the next one of the list; sparse vectors have their scales times `reach`."""
+        names, scales = list(self.tasks), tuple(reach * scale for scale in self.config.negation_scales)
         control = names[(names.index(task) + 1) % len(names)]
         inputs = {key: models[key] for key in (f"probe/{task}", f"probe/{control}", f"finetune/{task}")}
         run = partial(compute.negate, target=task, control=control, scales=scales)

@@ -34,8 +34,8 @@ from taskarith_fast.loops.optimizer import clip_gradients, make_optimizer, rate,
 from taskarith_fast.loops.recipes import RECIPES, prepare
 from taskarith_fast.loops.resume import RunCheckpoint, identify
 from taskarith_fast.loops.runtime import threads
-from taskarith_fast.masks import Masks
 from taskarith_fast.loops.step_clock import StepClock
+from taskarith_fast.masks import Masks
 from taskarith_fast.models import Head, random_head
 from taskarith_fast.models.blocks import checkpoint_activations
 from taskarith_fast.models.lora import LowRankAdapter
