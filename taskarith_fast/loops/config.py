@@ -182,7 +182,7 @@ FINETUNE_PRESETS = {
     "code": dataclasses.replace(_PAPER, warmup=500),
     "demo": _DEMO,
     "demo_qkvo": dataclasses.replace(_DEMO, lr=1e-4, recipe="qkvo"),
-    "demo_talos": dataclasses.replace(_DEMO, lr=2e-4, recipe="talos"),
+    "demo_talos": dataclasses.replace(_DEMO, lr=1e-3, recipe="talos"),
     "demo_lota": dataclasses.replace(_DEMO, lr=2e-4, recipe="lota"),
 }
 """Fine-tuning by name: the papers' text, their code (another warm-up), the demo's two recipes."""
