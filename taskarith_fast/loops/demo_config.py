@@ -54,7 +54,7 @@ class DemoConfig:
     """Seeds of fine-tuning, each a whole study; accuracies are averaged over them."""
     probe: ProbeConfig = PROBE_PRESETS["demo"]
     """How the heads are trained; solved to the optimum, they do not depend on the seed."""
-    recipes: Mapping[str, FinetuneConfig] = field(default_factory=lambda: _recipes("full", "talos"))
+    recipes: Mapping[str, FinetuneConfig] = field(default_factory=lambda: _recipes("full"))
     """How encoders are fine-tuned, by key of RECIPES; "lota" needs "full" before it."""
     task_arithmetic_scales: tuple[float, ...] = SCALES
     """Scales that task arithmetic may have."""
@@ -94,7 +94,8 @@ PRESETS = {
     ),
     "all": DemoConfig(
         preset="all",
-        train=500,
+        train=300,
+        val=100,
         seeds=(0, 1),
         recipes=_recipes(*RECIPES),
         negation_scales=tuple(i / 5 for i in range(6)),
