@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,10 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 DENSITY, SCALE = 0.2, 1.0
+
+
+class FailedError(Exception):
+    """A run that gave no result, and why."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,17 @@ def compete(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, fl
     apart = {}
     for _ in range(options.runs):
         for name in options.only:
-            taken[name].append(_timed(_command(name, folder, options), folder / "out"))
+            try:
+                taken[name].append(_timed(_command(name, folder, options), folder / "out"))
+            except FailedError as error:
+                print(f"{name:16s} {error}", flush=True)
+                continue
             if name not in apart:
                 apart[name] = _difference(name, folder, options)
     found: dict[str, dict[str, float]] = {}
     for name, runs in taken.items():
+        if not runs:
+            continue
         found[name] = {
             "seconds": statistics.median(seconds for seconds, _ in runs),
             "peak_mb": max(peak for _, peak in runs),
@@ -130,9 +141,11 @@ def _timed(command: list[str], output: Path) -> tuple[float, float]:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode == -signal.SIGKILL:
+            raise FailedError(f"killed after {seconds:.0f} s at {usage.ru_maxrss / 1e6:.1f} GB: out of memory")
         if process.returncode:
             log.seek(0)
-            raise SystemExit(f"{' '.join(command[:3])} ...: {log.read().decode(errors='replace')[-2000:]}")
+            raise FailedError(f"exit code {process.returncode}: {log.read().decode(errors='replace')[-2000:]}")
     return seconds, usage.ru_maxrss * 1024 / 1e6
 
 
