@@ -1,5 +1,7 @@
 """Compact gradients are the selected entries of the dense ones, and nothing dense is made on the way."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from taskarith_fast.masks import Masks
 from taskarith_fast.models import VisionTransformer, VitConfig
 from taskarith_fast.models.compact import compact_gradients
 from taskarith_fast.ops.linear import linear_route
+from taskarith_fast.optim import SparseAdamW
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -230,3 +233,22 @@ def test_masks_that_do_not_fit_are_refused():
         compact_gradients(model, {"1.weight": torch.ones(256, 33, dtype=torch.bool)}).__enter__()
     with pytest.raises(ArgumentError, match=r"1\.weight: a mask must be bool"):
         compact_gradients(model, {"1.weight": torch.ones(33, 256)}).__enter__()
+
+
+def test_the_sparse_optimizer_takes_compact_gradients_as_it_takes_dense_ones():
+    trained = []
+    for around in (lambda model, masks: nullcontext(), compact_gradients):
+        model = _model("mlp")
+        masks = Masks.pack(_masks(model))
+        optimizer = SparseAdamW(model.named_parameters(), masks=masks, lr=1e-2)
+        with around(model, masks):
+            for _ in range(3):
+                _backward(model)
+                optimizer.clip_grad_norm_(1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+        assert not _compact(model)
+        trained.append(model.state_dict())
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(trained[1][name], weight, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(trained[0]["1.weight"], _model("mlp").state_dict()["1.weight"])
