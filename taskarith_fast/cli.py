@@ -42,7 +42,7 @@ def main() -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Where results, figures and report.html go; finished stages are reused.")] = Path("demo"),
     quick: Annotated[bool, typer.Option("--quick", help="A small version in two minutes.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="More seeds and rows; up to 45 minutes on two cores.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every recipe and row, negation too; up to 45 minutes on two cores.")] = False,
     seeds: Annotated[int, typer.Option(help="Seeds to average over; 0 takes the default of the chosen size.", min=0)] = 0,
     device: Device = "auto",
     threads: Threads = 0,

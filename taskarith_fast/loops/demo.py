@@ -48,7 +48,7 @@ def run_demo(
     Args:
         out: Folder for all results; made if it is missing.
         quick: A small version.
-        everything: More seeds, a second recipe, and the rows that train most.
+        everything: Every recipe, negation, and the rows that train most, on fewer images.
         seeds: Number of seeds; 0 takes the size's own.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         threads: CPU threads; 0 leaves torch's number.

@@ -94,9 +94,8 @@ PRESETS = {
     ),
     "all": DemoConfig(
         preset="all",
-        train=300,
+        train=400,
         val=100,
-        seeds=(0, 1),
         recipes=_recipes(*RECIPES),
         negation_scales=tuple(i / 5 for i in range(6)),
         extra_rows=True,

@@ -132,8 +132,26 @@ class _Weights:
             return compute(x, weight, bias)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # what the layer would do, so that one copy is kept
+        if x.requires_grad and masked.count:
+            x = _HoldBack.apply(x, masked.parameter)
         y = compute(x, weight.detach(), bias)
         return _SeeGradient.apply(y, masked.parameter, x, masked) if masked.count else y
+
+
+class _HoldBack(torch.autograd.Function):
+    """The identity in front of a dense layer: the weight's uses end once the gradient by the layer's input is there.
+
+    An optimizer that steps the weight in the backward pass would otherwise change it before it is read.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parameter: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_x, None
 
 
 class _SeeGradient(torch.autograd.Function):

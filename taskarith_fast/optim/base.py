@@ -141,7 +141,36 @@ class SparseOptimizer(torch.optim.Optimizer):
             self._stepped = set()
             for parameter in self._entries:
                 if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(self._step_one)
+                    parameter.register_post_accumulate_grad_hook(self.step_parameter)
+
+    @torch.no_grad()
+    def step_parameter(self, parameter: Tensor) -> None:
+        """Step one parameter whose gradient is complete, and free the gradient; after `step_in_backward` only.
+
+        Dense gradients come here by themselves, compact ones by
+        ``compact_gradients(model, masks, on_gradient=optimizer.step_parameter)``; those that do not are stepped, and
+        freed, by `step`.
+
+        Raises:
+            ArgumentError: If the parameter had its step already, or its gradient is not finite under
+                ``nonfinite="error"``.
+        """
+        if self._stepped is None:
+            raise ArgumentError("step_parameter belongs to the backward pass; call step_in_backward() first")
+        grads = self._gradients([parameter])
+        if not grads:  # a compact gradient was used up before autograd's own hook came
+            return
+        if parameter in self._stepped:
+            name = self._entries[parameter].name
+            raise ArgumentError(
+                f"{name} had its step: step_in_backward cannot accumulate; call step() after backward()"
+            )
+        self._stepped.add(parameter)
+        if self._all_finite(grads):
+            self._advance(grads)
+        parameter.grad = None
+        if has_compact(parameter):
+            parameter.compact_grad = None  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` gave, bit by bit.
@@ -227,20 +256,6 @@ class SparseOptimizer(torch.optim.Optimizer):
             state["master"] = parameter.detach().reshape(-1)[entry.selection.index()].float()
         return state
 
-    @torch.no_grad()
-    def _step_one(self, parameter: Tensor) -> None:
-        assert self._stepped is not None
-        if parameter in self._stepped:
-            name = self._entries[parameter].name
-            raise ArgumentError(
-                f"{name} had its step: step_in_backward cannot accumulate; call step() after backward()"
-            )
-        self._stepped.add(parameter)
-        grads = self._gradients([parameter])
-        if self._all_finite(grads):
-            self._advance(grads)
-        parameter.grad = None
-
     def _end_of_backward(self, closure: Callable[[], Any] | None, found_inf: Tensor | None) -> None:
         if closure is not None:
             raise ArgumentError("step_in_backward steps before a closure could return; call step() without one")
@@ -249,6 +264,5 @@ class SparseOptimizer(torch.optim.Optimizer):
         assert self._stepped is not None
         for parameter in self._entries:
             if has_compact(parameter):
-                self._step_one(parameter)
-                parameter.compact_grad = None  # type: ignore[attr-defined]
+                self.step_parameter(parameter)
         self._stepped.clear()

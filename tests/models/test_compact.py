@@ -252,3 +252,28 @@ def test_the_sparse_optimizer_takes_compact_gradients_as_it_takes_dense_ones():
     for name, weight in trained[0].items():
         torch.testing.assert_close(trained[1][name], weight, rtol=1e-4, atol=1e-4)
     assert not torch.equal(trained[0]["1.weight"], _model("mlp").state_dict()["1.weight"])
+
+
+def test_weights_are_stepped_in_the_backward_pass_and_their_compact_gradients_freed():
+    trained = []
+    for at_once in (False, True):
+        model = _model("mlp")
+        masks = Masks.pack(_masks(model))
+        optimizer = SparseAdamW(model.named_parameters(), masks=masks, lr=1e-2)
+        if at_once:
+            optimizer.step_in_backward()
+        with compact_gradients(model, masks, on_gradient=optimizer.step_parameter if at_once else None):
+            for _ in range(3):
+                _backward(model)
+                assert bool(_compact(model)) != at_once
+                optimizer.step()
+                optimizer.zero_grad()
+        trained.append(model.state_dict())
+    assert all(torch.equal(weight, trained[1][name]) for name, weight in trained[0].items())
+
+
+def test_stepping_a_parameter_outside_the_backward_pass_is_refused():
+    model = _model("mlp")
+    optimizer = SparseAdamW(model.named_parameters(), masks=Masks.pack(_masks(model)), lr=1e-2)
+    with pytest.raises(ArgumentError, match="step_parameter belongs to the backward pass"):
+        optimizer.step_parameter(next(model.parameters()))
