@@ -30,7 +30,7 @@ from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.distributed import World
 from taskarith_fast.loops.evaluate import batches_of
 from taskarith_fast.loops.objective import Objective
-from taskarith_fast.loops.optimizer import clip_gradients, make_optimizer, rate, set_rates
+from taskarith_fast.loops.optimizer import clip_gradients, compact_where_possible, make_optimizer, rate, set_rates
 from taskarith_fast.loops.recipes import RECIPES, prepare
 from taskarith_fast.loops.resume import RunCheckpoint, identify
 from taskarith_fast.loops.runtime import threads
@@ -203,7 +203,8 @@ def _run(
 
     clock = StepClock(world.device)
     adapted = prepared.adapter.applied() if prepared.adapter else nullcontext()
-    with adapted, progress.stage(f"finetune {' + '.join(tasks)}", steps) as stage:
+    compact = compact_where_possible(model, config, masks, world.size)
+    with adapted, compact, progress.stage(f"finetune {' + '.join(tasks)}", steps) as stage:
         stage.advance(done)
         for step in range(done, steps):
             clock.start()
