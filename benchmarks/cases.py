@@ -13,6 +13,7 @@ from benchmarks import (
     op_cases,
     shapes,
     sparse_cases,
+    sparse_loop_cases,
     stream_cases,
     tangent_cases,
 )
@@ -124,6 +125,8 @@ CASES = [
         bars={"stock torch forward + backward": 1.0, "published recipe": 8},
     ),
     Case("fisher_pass/vit_b32_2_blocks", "fisher_diag_", lambda: calibrate_cases.fisher_pass(4, 2), quick=True),
+    Case("sparse_step/vit_b32", "", sparse_loop_cases.sparse_step, bars={"full fine-tuning": 1 / 0.78}),
+    Case("sparse_step/vit_b32_2_blocks", "", lambda: sparse_loop_cases.sparse_step(2, 4), quick=True),
     Case("calibrate_round/vit_b32", "bottom_k_mask", calibrate_cases.calibrate_round),
     Case("cart_grid/vit_b32_block_x8", "lowrank_sum", loop_cases.cart_grid),
     *[

@@ -97,7 +97,9 @@ PRESETS = {
         train=400,
         val=100,
         recipes=_recipes(*RECIPES),
-        negation_scales=tuple(i / 5 for i in range(6)),
+        cart_rank_ratios=(0.04, 0.08, 0.16),
+        cart_scales=(1.0, 2.0, 3.0),
+        negation_scales=(0.25, 0.5, 0.75, 1.0),
         extra_rows=True,
     ),
 }
