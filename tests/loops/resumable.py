@@ -15,6 +15,7 @@ import torch
 from taskarith_fast import checkpoint
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.finetune import finetune
+from taskarith_fast.masks import Masks
 from taskarith_fast.models import random_head
 from taskarith_fast.progress import Progress, Stage
 from tests.loops.tiny import digits, vit
@@ -69,7 +70,9 @@ def run(folder: Path, recipe: str, kill: str) -> None:
         kill_while_writing(int(kill[1:]))
     progress = KillAt(int(kill)) if kill.isdigit() else None
     place = folder / "run.resume" if kill != "never" else None
-    result = finetune(vit(), random_head(16, 10, seed=0), digits(), config, progress, checkpoint=place)
+    chosen = {name: p.detach() > 0 for name, p in vit().named_parameters()}
+    masks = Masks.pack(chosen) if recipe == "masked" else None
+    result = finetune(vit(), random_head(16, 10, seed=0), digits(), config, progress, masks=masks, checkpoint=place)
     state = result.state | {f"head.{name}": tensor for name, tensor in result.head_state.items()}
     state["loss"] = torch.tensor(result.history["loss"], dtype=torch.float64)
     name = "whole" if kill == "never" else "resumed"

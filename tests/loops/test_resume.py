@@ -39,7 +39,7 @@ def test_a_run_killed_at_a_step_and_while_writing_ends_with_the_same_bytes(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["full", "qkvo", "lora"])
+@pytest.mark.parametrize("recipe", ["full", "lora", "masked"])
 def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(recipe, tmp_path):
     draw = random.Random(recipe)
     kills = sorted(draw.sample(range(1, 18), 5))

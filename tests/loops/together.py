@@ -13,6 +13,7 @@ import torch
 from taskarith_fast import checkpoint
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.finetune import FinetuneResult, finetune
+from taskarith_fast.masks import Masks
 from taskarith_fast.models import random_head
 from tests.loops.tiny import digits, vit
 
@@ -25,6 +26,7 @@ CASES = {
     "full": dataclasses.replace(CONFIG, train_head=True, accumulation=2),
     "qkvo": dataclasses.replace(CONFIG, recipe="qkvo", checkpoint_activations=True),
     "lora": dataclasses.replace(CONFIG, recipe="lora"),
+    "masked": dataclasses.replace(CONFIG, recipe="masked"),
     "sharded": dataclasses.replace(CONFIG, train_head=True, accumulation=2, sharding="fsdp"),
     "sharded_qkvo": dataclasses.replace(CONFIG, recipe="qkvo", sharding="fsdp", checkpoint_activations=True),
 }
@@ -33,8 +35,6 @@ CASES = {
 def train(config: FinetuneConfig, place: Path | None = None) -> FinetuneResult:
     masks = None
     if config.recipe == "masked":
-        from taskarith_fast.masks import Masks
-
         generator = torch.Generator().manual_seed(0)
         masks = Masks.pack(
             {name: torch.rand(p.shape, generator=generator) < 0.3 for name, p in vit().named_parameters()}
