@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from taskarith_fast import data
 from taskarith_fast.errors import ArgumentError, TaskarithError
 from taskarith_fast.loops import distributed
+from taskarith_fast.loops.combination import check_combination
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.distributed import World
 from taskarith_fast.loops.evaluate import batches_of
 from taskarith_fast.loops.objective import Objective
-from taskarith_fast.loops.optimizer import clip_gradients, compact_where_possible, make_optimizer, rate, set_rates
-from taskarith_fast.loops.recipes import RECIPES, prepare
+from taskarith_fast.loops.optimizer import clip_gradients, make_optimizer, rate, set_rates
+from taskarith_fast.loops.recipes import prepare, surroundings
 from taskarith_fast.loops.resume import RunCheckpoint, identify
 from taskarith_fast.loops.runtime import threads
 from taskarith_fast.loops.step_clock import StepClock
@@ -202,9 +203,8 @@ def _run(
     steps = config.total_steps(sum(len(task.splits["train"]) for task in tasks.values()))
 
     clock = StepClock(world.device)
-    adapted = prepared.adapter.applied() if prepared.adapter else nullcontext()
-    compact = compact_where_possible(model, config, masks, world.size)
-    with adapted, compact, progress.stage(f"finetune {' + '.join(tasks)}", steps) as stage:
+    passes = surroundings(model, prepared, config, masks, world.size)
+    with passes, progress.stage(f"finetune {' + '.join(tasks)}", steps) as stage:
         stage.advance(done)
         for step in range(done, steps):
             clock.start()
@@ -271,30 +271,6 @@ def _stream(
             count = min(size, len(split) - number * size)
             yield images, labels, world.part(count) * world.size / count
         skip = 0
-
-
-def check_combination(config: FinetuneConfig, masks: Masks | None, checkpoint: Path | None, world: World) -> None:
-    """Refuse what does not go together.
-
-    Raises:
-        ArgumentError: For masks and a trained head, and for sharding in one process, a recipe that does not
-            train whole tensors, or a checkpoint.
-    """
-    kind = RECIPES[config.recipe].kind
-    if masks is not None and config.train_head:
-        raise ArgumentError(
-            "train_head must be false for recipes with masks, whose heads are frozen; probe the task first"
-        )
-    if config.sharding == "none":
-        return
-    if world.size == 1:
-        raise ArgumentError("sharding 'fsdp' needs several processes, got one; start the run with torchrun")
-    if kind != "tensors":
-        raise ArgumentError(
-            f"sharding 'fsdp' needs a recipe that trains whole tensors, got {config.recipe!r}; try sharding 'none'"
-        )
-    if checkpoint is not None:
-        raise ArgumentError("checkpoint must be None for sharding 'fsdp', which cannot resume yet; try sharding 'none'")
 
 
 def new_head(encoder: Any, task: data.Task, seed: int) -> Head:

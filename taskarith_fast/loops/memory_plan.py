@@ -21,7 +21,7 @@ from torch import nn
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.objective import Objective
-from taskarith_fast.loops.recipes import RECIPES, prepare
+from taskarith_fast.loops.recipes import RECIPES, has_compact_gradients, prepare, surroundings
 from taskarith_fast.loops.runtime import device_of, resolve_device
 from taskarith_fast.masks import Masks
 from taskarith_fast.merging.checks import format_size
@@ -98,12 +98,8 @@ def plan_finetune(
         )
         return objective([(*batch, 1.0)])
 
-    with torch.random.fork_rng(devices=[]):
-        if prepared.adapter:
-            with prepared.adapter.applied():
-                kept = measure_kept(objective, forward)
-        else:
-            kept = measure_kept(objective, forward)
+    with torch.random.fork_rng(devices=[]), surroundings(model, prepared, config, masks, _processes()):
+        kept = measure_kept(objective, forward)
     return _plan(encoder, objective, config, masks, kept)
 
 
@@ -130,25 +126,42 @@ def check_memory(plan: MemoryPlan, limit: int, encoder: nn.Module, head: nn.Modu
 def _plan(
     encoder: nn.Module, objective: Objective, config: FinetuneConfig, masks: Masks | None, kept: Kept
 ) -> MemoryPlan:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = _processes()
     images = -(-config.batch_size // processes)
     shards = processes if config.sharding == "fsdp" else 1
-    trained = [p for p in objective.parameters() if p.requires_grad]
     weights = _bytes(objective) // shards
     if resolve_device(config.device).type == device_of(encoder).type:
         weights += _bytes(encoder)
-    if masks is None:
-        optimizer = sum(_STATE_BYTES * p.numel() for p in trained) // shards
-    else:
-        optimizer = sum(int(masks[name].sum()) for name in masks) * (_STATE_BYTES + _INDEX_BYTES)
     return MemoryPlan(
         config,
         weights=weights,
-        gradients=sum(p.numel() * p.element_size() for p in trained) // shards,
-        optimizer=optimizer,
+        gradients=_gradient_bytes(objective, config, masks) // shards,
+        optimizer=_state_bytes(objective, masks) // shards,
         activations=kept.bytes(images, config.checkpoint_activations),
         working=_WORKING_COPIES * (kept.largest[0] + images * kept.largest[1]),
     )
+
+
+def _gradient_bytes(objective: Objective, config: FinetuneConfig, masks: Masks | None) -> int:
+    """Of dense gradients, and of compact ones for weights of dense layers where those are asked for."""
+    total = 0
+    for name, parameter in objective.named_parameters():
+        name = name.removeprefix("encoder.")
+        if not parameter.requires_grad:
+            continue
+        compact = has_compact_gradients(config, _processes()) and parameter.dim() > 1
+        total += 4 * masks.count(name) if masks and compact else parameter.numel() * parameter.element_size()
+    return total
+
+
+def _state_bytes(objective: Objective, masks: Masks | None) -> int:
+    if masks is None:
+        return sum(_STATE_BYTES * p.numel() for p in objective.parameters() if p.requires_grad)
+    return sum((_STATE_BYTES + _INDEX_BYTES) * masks.count(name) + masks.packed(name).numel() for name in masks)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _bytes(module: nn.Module) -> int:

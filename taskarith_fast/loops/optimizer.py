@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,10 +9,9 @@ from torch import nn
 
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.objective import Objective
-from taskarith_fast.loops.recipes import RECIPES
+from taskarith_fast.loops.recipes import RECIPES, clip_over
 from taskarith_fast.loops.schedule import learning_rate
 from taskarith_fast.masks import Masks
-from taskarith_fast.models import compact_gradients
 from taskarith_fast.optim import SparseAdamW
 
 
@@ -35,14 +33,6 @@ def make_optimizer(objective: Objective, config: FinetuneConfig, masks: Masks | 
     return torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
-def compact_where_possible(
-    encoder: nn.Module, config: FinetuneConfig, masks: Masks | None, processes: int
-) -> AbstractContextManager[None]:
-    """Let masked dense layers make no dense gradients, unless clipping over all entries, or DDP, needs them."""
-    dense = config.clip is not None and _clip_over(config) == "all"
-    return nullcontext() if masks is None or dense or processes > 1 else compact_gradients(encoder, masks)
-
-
 def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, config: FinetuneConfig) -> None:
     """Give every group the learning rate of a step."""
     for group in optimizer.param_groups:
@@ -59,10 +49,6 @@ def clip_gradients(optimizer: Any, config: FinetuneConfig) -> None:
     if config.clip is None:
         return
     if RECIPES[config.recipe].kind == "masks":
-        optimizer.clip_grad_norm_(config.clip, over=_clip_over(config))
+        optimizer.clip_grad_norm_(config.clip, over=clip_over(config))
         return
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], config.clip)
-
-
-def _clip_over(config: FinetuneConfig) -> str:
-    return config.clip_over or RECIPES[config.recipe].clip_over

@@ -7,6 +7,7 @@ decay and no optimizer state, and ends bit-identical.
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.masks import Masks
-from taskarith_fast.models import LINEAR_LAYER_SETS, linear_layer_names
+from taskarith_fast.models import LINEAR_LAYER_SETS, compact_gradients, linear_layer_names
 from taskarith_fast.models.lora import LowRankAdapter
 
 if TYPE_CHECKING:
@@ -80,6 +81,28 @@ def prepare(model: nn.Module, config: FinetuneConfig, masks: Masks | None = None
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     return Prepared(names)
+
+
+def clip_over(config: FinetuneConfig) -> str:
+    """Which gradients of trained tensors count for clipping: "all" or "selected"."""
+    return config.clip_over or RECIPES[config.recipe].clip_over
+
+
+def has_compact_gradients(config: FinetuneConfig, processes: int) -> bool:
+    """Whether dense layers make gradients of selected entries alone; clipping over all, and DDP, need the rest."""
+    dense = config.clip is not None and clip_over(config) == "all"
+    return RECIPES[config.recipe].kind == "masks" and not dense and processes == 1
+
+
+def surroundings(
+    model: nn.Module, prepared: Prepared, config: FinetuneConfig, masks: Masks | None, processes: int
+) -> AbstractContextManager[None]:
+    """What must surround forward and backward passes: low-rank updates, or compact gradients where possible."""
+    if prepared.adapter is not None:
+        return prepared.adapter.applied()
+    if masks is not None and has_compact_gradients(config, processes):
+        return compact_gradients(model, masks)
+    return nullcontext()
 
 
 def _tensor_names(model: nn.Module, recipe: str) -> tuple[str, ...]:

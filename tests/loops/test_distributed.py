@@ -12,8 +12,8 @@ import torch
 
 from taskarith_fast.checkpoint import load_state_dict
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.loops.combination import check_combination
 from taskarith_fast.loops.distributed import World, joined
-from taskarith_fast.loops.finetune import check_combination
 from tests.loops.together import CASES, tensors, train
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import torch
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.finetune import finetune
-from taskarith_fast.loops.recipes import RECIPES, prepare
+from taskarith_fast.loops.recipes import RECIPES, has_compact_gradients, prepare
 from taskarith_fast.masks import Masks
 from taskarith_fast.models import random_head
 from tests.loops.tiny import digits, vit
@@ -127,6 +127,49 @@ def test_sparse_recipes_move_the_selected_entries_alone():
         for name, mask in chosen.items():
             assert torch.equal(result.state[name][~mask], start[name].detach()[~mask]), name
         assert not torch.equal(result.state[names[0]], start[names[0]].detach())
+
+
+def _some_masks():
+    generator = torch.Generator().manual_seed(0)
+    return Masks.pack({name: torch.rand(p.shape, generator=generator) < 0.3 for name, p in vit().named_parameters()})
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compact_gradients_train_as_dense_ones_do(checkpointed, monkeypatch):
+    config = dataclasses.replace(SHORT, recipe="masked", accumulation=2, checkpoint_activations=checkpointed)
+    compact = finetune(vit(), _head(), digits(), config, masks=_some_masks())
+    monkeypatch.setattr("taskarith_fast.loops.recipes.has_compact_gradients", lambda config, processes: False)
+    dense = finetune(vit(), _head(), digits(), config, masks=_some_masks())
+    assert compact.history["loss"] == pytest.approx(dense.history["loss"], rel=1e-5)
+    for name, tensor in dense.state.items():
+        torch.testing.assert_close(compact.state[name], tensor, atol=2e-6, rtol=1e-5)
+
+
+def test_gradients_are_compact_unless_the_rest_of_them_is_needed():
+    lota, talos = (dataclasses.replace(SHORT, recipe=recipe) for recipe in ("lota", "talos"))
+    assert has_compact_gradients(lota, 1) and not has_compact_gradients(lota, 2)
+    assert not has_compact_gradients(talos, 1) and has_compact_gradients(dataclasses.replace(talos, clip=None), 1)
+    assert not has_compact_gradients(SHORT, 1)
+
+
+def test_talos_clips_over_all_entries_and_lota_over_the_selected_ones():
+    runs = {
+        (recipe, over): finetune(
+            vit(),
+            _head(),
+            digits(),
+            dataclasses.replace(SHORT, recipe=recipe, clip=0.1, clip_over=over),
+            masks=_some_masks(),
+        ).state
+        for recipe in ("talos", "lota")
+        for over in (None, "all", "selected")
+    }
+
+    def same(a, b):
+        return all(torch.equal(runs[a][name], runs[b][name]) for name in runs[a])
+
+    assert same(("talos", None), ("talos", "all")) and same(("lota", None), ("lota", "selected"))
+    assert same(("talos", "selected"), ("lota", "selected")) and not same(("talos", "all"), ("talos", "selected"))
 
 
 def test_every_recipe_says_what_it_trains():
