@@ -12,8 +12,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -84,6 +85,33 @@ def plan_finetune(
         ArgumentError: As `recipes.prepare`.
     """
     config = config or FinetuneConfig()
+    return _planner(encoder, head, config, masks)(config)
+
+
+def check_memory(plan: MemoryPlan, limit: int, encoder: nn.Module, head: nn.Module, masks: Masks | None = None) -> None:
+    """Refuse a run that needs more than `limit` bytes, naming changes with which it would fit.
+
+    Args:
+        plan: What `plan_finetune` says of the run.
+        limit: Bytes.
+        encoder, head, masks: As `plan_finetune`'s.
+
+    Raises:
+        ArgumentError: If it does not fit.
+    """
+    if plan.peak <= limit:
+        return
+    fitting = list(_fitting(plan.config, limit, encoder, head, masks))
+    hint = "it would fit with " + "; or ".join(fitting) if fitting else "no smaller batch or recipe fits either"
+    raise ArgumentError(
+        f"max_memory must be at least {format_size(plan.peak)} for this run, got {format_size(limit)}; {hint}"
+    )
+
+
+def _planner(
+    encoder: nn.Module, head: nn.Module, config: FinetuneConfig, masks: Masks | None
+) -> Callable[[FinetuneConfig], MemoryPlan]:
+    """Measure a recipe once; the plans for its batch sizes, and with checkpointing, follow."""
     model = copy.deepcopy(encoder).train()
     classifier = copy.deepcopy(head).requires_grad_(config.train_head)
     prepared = prepare(model, config, masks)
@@ -100,27 +128,7 @@ def plan_finetune(
 
     with torch.random.fork_rng(devices=[]), surroundings(model, prepared, config, masks, _processes()):
         kept = measure_kept(objective, forward)
-    return _plan(encoder, objective, config, masks, kept)
-
-
-def check_memory(plan: MemoryPlan, limit: int, encoder: nn.Module, head: nn.Module, masks: Masks | None = None) -> None:
-    """Refuse a run that needs more than `limit` bytes, naming changes with which it would fit.
-
-    Args:
-        plan: What `plan_finetune` says of the run.
-        limit: Bytes.
-        encoder, head, masks: As `plan_finetune`'s.
-
-    Raises:
-        ArgumentError: If it does not fit.
-    """
-    if plan.peak <= limit:
-        return
-    fitting = [words for words, other in _alternatives(plan.config, encoder, head, masks) if other.peak <= limit]
-    hint = "it would fit with " + "; or ".join(fitting[:3]) if fitting else "no smaller batch or recipe fits either"
-    raise ArgumentError(
-        f"max_memory must be at least {format_size(plan.peak)} for this run, got {format_size(limit)}; {hint}"
-    )
+    return lambda config: _plan(encoder, objective, config, masks, kept)
 
 
 def _plan(
@@ -168,23 +176,33 @@ def _bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _alternatives(
-    config: FinetuneConfig, encoder: nn.Module, head: nn.Module, masks: Masks | None
-) -> Iterator[tuple[str, MemoryPlan]]:
-    """Changes that need less, the mildest first: of how it is computed, then of what is trained."""
-    for checkpointed in (config.checkpoint_activations, True):
-        words = "checkpoint_activations" if checkpointed > config.checkpoint_activations else ""
-        base = dataclasses.replace(config, checkpoint_activations=checkpointed)
-        if words:
-            yield words, plan_finetune(encoder, head, base, masks)
-        for parts in (2**k for k in range(1, 11)):
-            if config.batch_size % parts == 0:
-                changes = {"batch_size": config.batch_size // parts, "accumulation": config.accumulation * parts}
-                smaller = " and ".join(
-                    [*(f"{name} {value}" for name, value in changes.items()), *filter(None, [words])]
-                )
-                yield smaller, plan_finetune(encoder, head, dataclasses.replace(base, **changes), masks)
-    if RECIPES[config.recipe].kind == "tensors":
-        for recipe in ("qkvo", "lora", "bitfit"):
-            other = dataclasses.replace(config, recipe=recipe)
-            yield f"recipe {recipe}", plan_finetune(encoder, head, other)
+def _fitting(
+    config: FinetuneConfig, limit: int, encoder: nn.Module, head: nn.Module, masks: Masks | None
+) -> Iterator[str]:
+    """The mildest change of each kind that fits: of how it is computed, then of what is trained."""
+    plan = _planner(encoder, head, config, masks)
+
+    def fits(*changes: Mapping[str, Any]) -> str | None:
+        merged = {name: value for change in changes for name, value in change.items()}
+        if plan(dataclasses.replace(config, **merged)).peak > limit:
+            return None
+        return " and ".join(f"{name}={str(value).lower()}" for name, value in merged.items())
+
+    batches = [
+        {"batch_size": config.batch_size // parts, "accumulation": config.accumulation * parts}
+        for parts in range(2, config.batch_size + 1)
+        if config.batch_size % parts == 0
+    ]
+    checkpointed = {"checkpoint_activations": True}
+    smaller = next(filter(None, map(fits, batches)), None)
+    alone = None if config.checkpoint_activations else fits(checkpointed)
+    both = next(filter(None, (fits(checkpointed, batch) for batch in batches)), None)
+    yield from filter(None, (alone, smaller) if alone or smaller else (both,))
+    other: list[dict[str, Any]] = [{"clip_over": "selected"}]  # for masks: then no dense gradient is needed
+    if RECIPES[config.recipe].kind != "masks":
+        other = [{"recipe": recipe} for recipe in ("qkvo", "lora", "bitfit")]
+    for change in other:
+        if plan_finetune(encoder, head, dataclasses.replace(config, **change), masks).peak <= limit:
+            ((name, value),) = change.items()
+            yield f"{name}={value}"
+            return

@@ -87,3 +87,40 @@ def test_bad_arguments_are_named_before_the_first_batch(options, message) -> Non
     arguments = {"batch_size": 2, "image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1), **options}
     with pytest.raises(ArgumentError, match=message):
         batches(CountingSplit(4), **arguments)
+
+
+def test_skipped_batches_change_nothing_about_the_others_and_read_no_image() -> None:
+    options = {"batch_size": 8, "image_size": 28, "mean": (0,) * 3, "std": (1,) * 3, "shuffle": True, "augment": True}
+    whole = list(batches(array_split(50), **options))
+    rest = list(batches(array_split(50), **options, skip=4))
+    assert len(rest) == 3 and not list(batches(array_split(50), **options, skip=7))
+    for (images, labels), (same_images, same_labels) in zip(whole[4:], rest, strict=True):
+        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
+
+    read = []
+
+    class Recording(CountingSplit):
+        def get(self, indices):
+            read.extend(torch.as_tensor(indices).tolist())
+            return super().get(indices)
+
+    list(plain(Recording(50), batch_size=8, skip=5))
+    assert read == list(range(40, 50))
+
+
+def test_the_parts_of_a_batch_are_the_batch_and_none_is_empty() -> None:
+    options = {"batch_size": 8, "image_size": 28, "mean": (0,) * 3, "std": (1,) * 3, "shuffle": True, "augment": True}
+    whole = list(batches(array_split(18), **options))
+    parts = [list(batches(array_split(18), **options, part=(i, 3))) for i in range(3)]
+    for number in (0, 1):
+        assert [len(part[number][1]) for part in parts] == [3, 3, 2]
+        assert torch.equal(torch.cat([part[number][0] for part in parts]), whole[number][0])
+        assert torch.equal(torch.cat([part[number][1] for part in parts]), whole[number][1])
+    assert [len(part[2][1]) for part in parts] == [1, 1, 1]
+    assert torch.equal(parts[1][2][0], parts[2][2][0])  # two images for three parts: the last one twice
+
+
+@pytest.mark.parametrize("wrong", [{"skip": -1}, {"part": (1, 1)}, {"part": (-1, 2)}])
+def test_impossible_parts_are_refused(wrong) -> None:
+    with pytest.raises(ArgumentError, match="skip must not be negative and part one of"):
+        plain(array_split(5), batch_size=2, **wrong)

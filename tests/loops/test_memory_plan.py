@@ -1,0 +1,134 @@
+"""The memory plan: its parts, what it refuses, and the memory that runs then take."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from taskarith_fast.errors import ArgumentError
+from taskarith_fast.loops.config import FinetuneConfig
+from taskarith_fast.loops.memory_plan import check_memory, plan_finetune
+from taskarith_fast.masks import Masks
+from taskarith_fast.models import random_head
+from taskarith_fast.models.activations import measure_kept
+from tests.loops.tiny import Pixels, vit
+
+ROOT = Path(__file__).parents[2]
+RUN = FinetuneConfig(batch_size=16, device="cpu")
+
+
+def _plan(masks=None, **changes):
+    return plan_finetune(vit(), random_head(16, 10, seed=0), dataclasses.replace(RUN, **changes), masks)
+
+
+def _bytes(module):
+    return sum(4 * p.numel() for p in module.parameters())
+
+
+def test_weights_gradients_and_state_follow_from_the_shapes():
+    plan, encoder, head = _plan(), _bytes(vit()), _bytes(random_head(16, 10, seed=0))
+    assert (plan.weights, plan.gradients, plan.optimizer) == (2 * encoder + head, encoder, 2 * encoder)
+    with_head = _plan(train_head=True)
+    assert with_head.gradients == encoder + head and with_head.optimizer == 2 * (encoder + head)
+    weights = _bytes(vit().transformer) - sum(4 * p.numel() for p in vit().transformer.parameters() if p.dim() < 2)
+    assert _plan(recipe="p3").gradients == weights
+
+
+def test_masks_need_state_for_what_they_select_and_compact_gradients_too():
+    masks = Masks.pack({name: torch.rand(p.shape) < 0.1 for name, p in vit().named_parameters() if p.dim() == 2})
+    dense, compact = (_plan(masks, recipe="masked", clip_over=over) for over in ("all", "selected"))
+    assert dense.optimizer == compact.optimizer < 0.2 * _plan().optimizer
+    assert compact.gradients == 4 * masks.count() < 0.2 * dense.gradients
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing_and_frozen_weights():
+    once, twice = _plan(), _plan(batch_size=32)
+    assert 1.9 * once.activations < twice.activations <= 2 * once.activations
+    assert _plan(checkpoint_activations=True).activations < 0.8 * once.activations
+    assert _plan(recipe="bitfit").activations < 0.8 * once.activations
+    assert _plan(batch_size=8, accumulation=2).activations < once.activations
+
+
+def test_kept_bytes_are_those_of_the_tensors_that_autograd_saves():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2, bias=False))
+    kept = measure_kept(model, lambda images: model(torch.zeros(images, 3)))
+    # The input, and the output of the ReLU, which is the input of the next layer: 3 + 5 floats an image.
+    assert kept.bytes(7, checkpointed=False) == 7 * 4 * (3 + 5)
+    model[0].requires_grad_(False)
+    assert measure_kept(model, lambda n: model(torch.zeros(n, 3))).bytes(7, checkpointed=False) == 7 * 4 * 5
+
+
+def test_planning_leaves_encoder_head_and_random_numbers_alone():
+    encoder, head = vit(), random_head(16, 10, seed=0)
+    state = torch.get_rng_state()
+    plan_finetune(encoder, head, RUN)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, vit().state_dict()[name]) for name, tensor in encoder.state_dict().items())
+    assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_an_encoder_without_blocks_can_be_planned():
+    class Dense(Pixels):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(64))
+
+        def forward(self, images):
+            return super().forward(images) * self.scale
+
+    assert plan_finetune(Dense(), random_head(64, 10, seed=0), RUN).peak > 0
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_would():
+    plan = _plan(batch_size=128)
+    arguments = (vit(), random_head(16, 10, seed=0))
+    check_memory(plan, plan.peak, *arguments)
+    with pytest.raises(ArgumentError, match=r"max_memory must be at least 2.1 MB for this run, got 2.1 MB") as refused:
+        check_memory(plan, plan.peak - 1, *arguments)
+    hints = ("with checkpoint_activations=true; ", "or batch_size=64 and accumulation=2; ", "or recipe=qkvo")
+    assert all(hint in str(refused.value) for hint in hints)
+    small = _plan(batch_size=1, accumulation=128, checkpoint_activations=True)
+    with pytest.raises(
+        ArgumentError, match=r"it would fit with checkpoint_activations=true and batch_size=\d+ and acc"
+    ):
+        check_memory(plan, small.peak, *arguments)
+    with pytest.raises(ArgumentError, match="no smaller batch or recipe fits either"):
+        check_memory(plan, 1000, *arguments)
+
+
+def test_a_masked_run_that_forms_dense_gradients_is_told_how_not_to():
+    masks = Masks.pack({name: torch.rand(p.shape) < 0.1 for name, p in vit().named_parameters() if p.dim() == 2})
+    plan = _plan(masks, recipe="talos", batch_size=1, checkpoint_activations=True)
+    with pytest.raises(ArgumentError, match="it would fit with clip_over=selected"):
+        check_memory(plan, plan.peak - 1, vit(), random_head(16, 10, seed=0), masks)
+
+
+def test_the_lines_name_every_part_and_the_peak():
+    text = "\n".join(_plan().lines())
+    for word in ("recipe full", "16 images a pass", "weights", "gradients", "optimizer", "activations", "peak"):
+        assert word in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "config"),
+    [
+        ((192, 6, 64), {}),
+        ((192, 6, 64), {"checkpoint_activations": True}),
+        ((192, 6, 64), {"recipe": "qkvo"}),
+        ((384, 4, 16), {"accumulation": 3}),
+        ((768, 4, 2), {}),
+        ((768, 4, 2), {"recipe": "masked"}),
+        ((768, 4, 8), {"recipe": "lora"}),
+    ],
+)
+def test_the_peak_of_a_run_is_the_planned_one_within_a_quarter(shape, config):
+    words = [sys.executable, "-m", "tests.loops.peak_memory", *map(str, shape), json.dumps(config)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    planned, measured = map(int, done.stdout.split())
+    assert planned == pytest.approx(measured, rel=0.25)
