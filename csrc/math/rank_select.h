@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "math/ties_scan.h"
@@ -38,6 +39,36 @@ inline Selected select_rank(const std::vector<const std::vector<uint32_t>*>& par
   const uint32_t value = *kth;
   above += std::count_if(chosen.begin(), kth, [&](uint32_t bits) { return bits > value; });
   return {value, above, std::count(chosen.begin(), chosen.end(), value)};
+}
+
+// What a scan found in one block of entries.
+struct BlockScan {
+  BracketCounts counts;
+  std::vector<uint32_t> inside;  // strictly in the bracket, in order
+};
+
+// The k-th largest entry of all blocks, unless the bracket missed it, or `overflow`: not all inside were kept.
+inline std::optional<Selected> select_scanned(const std::vector<BlockScan>& blocks, Bracket bracket, bool overflow,
+                                              int64_t k) {
+  BracketCounts total;
+  int64_t stored = 0;
+  std::vector<const std::vector<uint32_t>*> inside;
+  for (const BlockScan& block : blocks) {
+    total.above += block.counts.above;
+    total.at_high += block.counts.at_high;
+    total.at_low += block.counts.at_low;
+    stored += static_cast<int64_t>(block.inside.size());
+    inside.push_back(&block.inside);
+  }
+  const auto [low, high] = bracket;
+  const int64_t from_high = total.above + total.at_high, above_low = from_high + stored;
+  if (k <= total.above) return std::nullopt;
+  if (k <= from_high) return Selected{high, total.above, total.at_high};
+  if (overflow || k > above_low + total.at_low) return std::nullopt;
+  if (k > above_low) return Selected{low, above_low, total.at_low};
+  Selected kth = select_rank(inside, low, high, k - from_high);
+  kth.above += from_high;
+  return kth;
 }
 
 inline uint64_t mix(uint64_t x) {  // a counter-based random number (SplitMix64's finalizer)

@@ -72,11 +72,6 @@ TASKARITH_SIMD void count_group(const uint32_t* __restrict keys, Bracket bracket
   counts[1] = within;
 }
 
-struct BlockScan {
-  BracketCounts counts;
-  std::vector<uint32_t> inside;  // strictly in the bracket, in order
-};
-
 void scan_keys(const uint32_t* keys, int64_t n, Bracket bracket, BlockScan& scan) {
   for (int64_t i = 0; i < n; i += kGroup) {
     const int64_t size = std::min(kGroup, n - i);
@@ -116,29 +111,6 @@ void scan_blocks(const Views& x, const std::vector<Block>& blocks, int64_t most,
       if (scan.overflow) std::vector<uint32_t>().swap(found.inside);
     }
   });
-}
-
-// The k-th largest key, unless the bracket missed it.
-std::optional<Selected> select_scanned(const Scan& scan, int64_t k) {
-  BracketCounts total;
-  int64_t stored = 0;
-  std::vector<const std::vector<uint32_t>*> inside;
-  for (const BlockScan& block : scan.blocks) {
-    total.above += block.counts.above;
-    total.at_high += block.counts.at_high;
-    total.at_low += block.counts.at_low;
-    stored += static_cast<int64_t>(block.inside.size());
-    inside.push_back(&block.inside);
-  }
-  const auto [low, high] = scan.bracket;
-  const int64_t from_high = total.above + total.at_high, above_low = from_high + stored;
-  if (k <= total.above) return std::nullopt;
-  if (k <= from_high) return Selected{high, total.above, total.at_high};
-  if (scan.overflow || k > above_low + total.at_low) return std::nullopt;
-  if (k > above_low) return Selected{low, above_low, total.at_low};
-  Selected kth = select_rank(inside, low, high, k - from_high);
-  kth.above += from_high;
-  return kth;
 }
 
 // Keys at one random line of each stretch.
@@ -191,12 +163,12 @@ Selected select(const Views& x, const std::vector<Block>& blocks, const std::vec
   scan.bracket = {0, kHighest};
   if (numel > kBlock) scan.bracket = bracket_rank(draw_sample(x, blocks, offsets, numel), k, numel, kHighest, kHighest);
   scan_blocks(x, blocks, numel / 8 + kBlock, scan);
-  if (const std::optional<Selected> kth = select_scanned(scan, k)) return *kth;
+  if (const std::optional<Selected> kth = select_scanned(scan.blocks, scan.bracket, scan.overflow, k)) return *kth;
   const uint32_t value = select_by_histograms(x, blocks, k);
   scan.bracket = {value, value};
   scan.overflow = false;
   scan_blocks(x, blocks, 0, scan);
-  return *select_scanned(scan, k);
+  return *select_scanned(scan.blocks, scan.bracket, scan.overflow, k);
 }
 
 // Entries of a block equal to `value`, one of the bracket's ends or an entry inside.

@@ -127,11 +127,6 @@ Bracket bracket_of(const std::vector<uint32_t>& sample, const Segment& segment) 
   return bracket_rank(sample, segment.k, segment.numel, kNan, kAbove);
 }
 
-struct BlockScan {
-  BracketCounts counts;
-  std::vector<uint32_t> inside;  // strictly in the bracket, in order
-};
-
 struct TaskScan {
   Bracket bracket;
   std::vector<BlockScan> blocks;
@@ -174,29 +169,6 @@ std::deque<TaskScan> scan_segment(const Views& x, const std::vector<int64_t>& ta
   return scans;
 }
 
-// The k-th magnitude of the segment, unless the bracket missed it.
-std::optional<Selected> select_scanned(const TaskScan& scan, int64_t k) {
-  BracketCounts total;
-  int64_t stored = 0;
-  std::vector<const std::vector<uint32_t>*> inside;
-  for (const BlockScan& block : scan.blocks) {
-    total.above += block.counts.above;
-    total.at_high += block.counts.at_high;
-    total.at_low += block.counts.at_low;
-    stored += static_cast<int64_t>(block.inside.size());
-    inside.push_back(&block.inside);
-  }
-  const auto [low, high] = scan.bracket;
-  const int64_t from_high = total.above + total.at_high, above_low = from_high + stored;
-  if (k <= total.above) return std::nullopt;
-  if (k <= from_high) return Selected{high, total.above, total.at_high};
-  if (scan.overflow || k > above_low + total.at_low) return std::nullopt;
-  if (k > above_low) return Selected{low, above_low, total.at_low};
-  Selected kth = select_rank(inside, low, high, k - from_high);
-  kth.above += from_high;
-  return kth;
-}
-
 // Entries of a block equal to `value`, one of the bracket's ends or an entry inside.
 int64_t count_equal(const TaskScan& scan, const BlockScan& block, uint32_t value) {
   if (value == scan.bracket.high) return block.counts.at_high;
@@ -215,7 +187,7 @@ int64_t find_cutoff(const Views& x, int64_t t, const TaskScan& scan, const Segme
 
 // False if the bracket missed.
 bool finish(const Views& x, int64_t t, const TaskScan& scan, const Segment& segment, Kth& result) {
-  const std::optional<Selected> kth = select_scanned(scan, segment.k);
+  const std::optional<Selected> kth = select_scanned(scan.blocks, scan.bracket, scan.overflow, segment.k);
   if (kth) result = {kth->value, find_cutoff(x, t, scan, segment, *kth)};
   return kth.has_value();
 }
