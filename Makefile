@@ -1,6 +1,6 @@
 # demo and test do all of their set-up: virtual environment, dependencies, native build.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format bench docs install clean
+.PHONY: help demo test check gpu-check lint format bench docs install clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
 
 help:  ## Show these targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 # One unpinned command, so that torch and torchvision match; the package itself is built against that torch.
 $(VENV)/.installed: pyproject.toml
@@ -38,6 +38,9 @@ test: install  ## Run the tests (at most 10 minutes)
 check: install lint  ## The slower suites: lint, slow tests, every operator on the reference alone
 	$(PYTEST) -m slow
 	TASKARITH_BACKEND=reference $(PYTEST) tests/ops tests/merging -m "not slow"
+
+gpu-check: install  ## On a GPU: operator tests, compute-sanitizer, benchmarks
+	$(BIN)/python tools/gpu_check.py
 
 lint: install  ## ruff, mypy and clang-format, all offline
 	$(BIN)/ruff check .

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import CASES, Case
-from benchmarks.contest import Contest
-from benchmarks.measure import Stats, interleave, machine_facts
+from benchmarks.cases import CASES
+from benchmarks.clock import clock_of
+from benchmarks.contest import Case, Contest
+from benchmarks.measure import Stats, bandwidth, interleave, machine_facts
 from benchmarks.startup import startup_times
-from taskarith_fast import native
 
 
 def main() -> int:
@@ -24,18 +24,23 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=7, help="timed rounds of each contender (slow ones: --slow-runs)")
     parser.add_argument("--slow-runs", type=int, default=2, help="rounds for contenders of over three seconds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
     options = parser.parse_args()
+    cases = [case for case in CASES if options.device in case.devices]
     if options.list:
-        print("\n".join([*(case.name for case in CASES), "startup"]))
+        print("\n".join([*(case.name for case in cases), "startup"]))
         return 0
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device")
     torch.set_num_threads(options.threads)
-    facts = machine_facts(options.threads)
+    torch.set_default_device(options.device)
+    facts = machine_facts(options.threads, options.device)
     print("  ".join(f"{k}={v}" for k, v in facts.items() if k != "features"))
-    chosen = [c for c in CASES if not options.words or any(w in c.name for w in options.words)]
+    chosen = [c for c in cases if not options.words or any(w in c.name for w in options.words)]
     results = [_run(case, options) for case in chosen]
-    if not options.words or "startup" in options.words:
+    if options.device == "cpu" and (not options.words or "startup" in options.words):
         results.append(startup_times())
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -45,17 +50,18 @@ def main() -> int:
 
 def _run(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     print(f"\n{case.name}")
-    red = _red(case.op)
+    red = _red(case.op, options.device)
     if red:
         print(f"  refused: the operator's own test is red: {red}")
         return {"case": case.name, "refused": red}
     contest = case.build()
-    bandwidth = native.read_bandwidth(options.threads, 3)
-    stats = interleave({**contest.ours, **contest.baselines}, options.runs, options.slow_runs)
-    bandwidth = max(bandwidth, native.read_bandwidth(options.threads, 3))
+    reachable = bandwidth(options.device, options.threads)
+    contenders = {**contest.ours, **contest.baselines}
+    stats = interleave(contenders, options.runs, options.slow_runs, clock=clock_of(options.device))
+    reachable = max(reachable, bandwidth(options.device, options.threads))
     rows = {name: asdict(s) for name, s in stats.items()}
     for name, s in stats.items():
-        print(f"  {name:36s} {_describe(s, contest, bandwidth)}")
+        print(f"  {name:36s} {_describe(s, contest, reachable)}")
     ratios = {}
     first = next(iter(contest.ours))
     for ours in contest.ours:
@@ -64,31 +70,36 @@ def _run(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             bar = case.bars.get(theirs) if ours == first else None
             print(f"  {ours} is {ratio:6.2f}x faster than {theirs}" + (f"  (bar {bar:g}x)" if bar else ""))
     return {"case": case.name, "stats": rows, "ratios": ratios, "bars": case.bars, "bytes": contest.bytes_moved,
-            "flops": contest.flops, "read_bandwidth": bandwidth}  # fmt: skip
+            "flops": contest.flops, "bandwidth": reachable}  # fmt: skip
 
 
-def _describe(s: Stats, contest: Contest, bandwidth: float) -> str:
+def _describe(s: Stats, contest: Contest, reachable: float) -> str:
     text = f"{s.median * 1e3:10.2f} ms  [{s.minimum * 1e3:.2f}, {s.maximum * 1e3:.2f}] x{s.runs}"
     if contest.bytes_moved:
         gb = contest.bytes_moved / s.median / 1e9
-        text += f"  {gb:6.1f} GB/s  {s.median * bandwidth / contest.bytes_moved:5.2f} x floor"
+        text += f"  {gb:6.1f} GB/s  {s.median * reachable / contest.bytes_moved:5.2f} x floor"
     if contest.flops:
         text += f"  {contest.flops / s.median / 1e9:7.1f} GFLOP/s"
     return text + f"  +{s.extra_bytes / 2**20:.0f} MiB"
 
 
-def _red(op: str) -> str | None:
+def _red(op: str, device: str) -> str | None:
     """Why the operator must not be timed: its samples against the truth, on the backend that will be timed."""
     if not op:
         return None
+    from torch.utils._pytree import tree_map_only
+
     from tests.ops.cases import all_cases, assert_within_budget, listed
 
     case = next((c for c in all_cases() if c.op.name == op), None)
     if case is None:
         return "no case in tests/ops"
     for name, sample in case.samples.items():
-        args = sample(torch.float32)
-        out, eager, truth = listed(case.op(*args)), listed(case.op.reference(*args)), listed(case.truth(*args))
+        with torch.device("cpu"):
+            args = sample(torch.float32)
+            eager, truth = listed(case.op.reference(*args)), listed(case.truth(*args))
+        there = tree_map_only(torch.Tensor, lambda x: x.to(device), args)
+        out = [o.cpu() for o in listed(case.op(*there))]
         try:
             if case.compare:
                 case.compare(args, out, eager, truth)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 from benchmarks import (
     adamerge_cases,
     calibrate_cases,
+    gpu_cases,
     gradient_cases,
     loop_cases,
     op_cases,
@@ -17,25 +15,7 @@ from benchmarks import (
     stream_cases,
     tangent_cases,
 )
-from benchmarks.contest import Contest
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the table.
-
-    name: ``<op>/<model>``.
-    op: The operator whose tests must be green before anything is timed; empty for a loop.
-    build: Makes the inputs and the contenders.
-    bars: Baseline -> the least ratio that the project promises (measured and printed, never asserted).
-    quick: Whether pytest-benchmark runs it too.
-    """
-
-    name: str
-    op: str
-    build: Callable[[], Contest]
-    bars: dict[str, float] = field(default_factory=dict)
-    quick: bool = False
+from benchmarks.contest import Case
 
 
 def _block() -> list[tuple[int, ...]]:
@@ -151,4 +131,5 @@ CASES = [
     ),
     Case("tangent_features/vit_b32_2_blocks_x8", "", lambda: tangent_cases.tangent_features(2)),
     Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
+    *gpu_cases.CASES,
 ]

@@ -1,38 +1,58 @@
-"""Cases of per-sample and compact weight gradients: one MLP matrix of ViT-B/32, 3072 x 768, a batch of 16 images."""
+"""Cases of per-sample and compact weight gradients of one dense layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from benchmarks import costs, shapes
 from benchmarks.contest import Contest
 from taskarith_fast import ops
 from taskarith_fast.ops.linear import linear_route
 
-_SAMPLES, _TOKENS, _O, _K = 16, 50, 3072, 768
-_FLOPS = 2 * _SAMPLES * _TOKENS * _O * _K
+
+@dataclass(frozen=True)
+class Layer:
+    """A dense layer and its batch."""
+
+    samples: int
+    tokens: int
+    outputs: int
+    inputs: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def flops(self) -> int:
+        return costs.weight_gradient_flops(self.samples * self.tokens, self.outputs, self.inputs)
+
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """x [B, S, K] and grad_y [B, S, O]."""
+        generator = shapes.generator(0)
+        x, grad_y = (
+            torch.randn(self.samples, self.tokens, n, generator=generator) for n in (self.inputs, self.outputs)
+        )
+        return x.to(self.dtype), grad_y.mul_(0.1).to(self.dtype)
 
 
-def _operands() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x, grad_y = (torch.randn(_SAMPLES, _TOKENS, n, generator=generator) for n in (_K, _O))
-    return x, grad_y.mul_(0.1)
+_ROUTES = {"linear": "F.linear", "conv1x1": "conv1x1"}
+VIT_B32_MLP = Layer(samples=16, tokens=50, outputs=3072, inputs=768)
 
 
 def _weight_gradient(x: Tensor, grad_y: Tensor, route: str) -> Callable[[], Tensor]:
     """The dense weight gradient of the batch, by autograd through `ops.linear`."""
-    weight = torch.zeros(_O, _K, requires_grad=True)
+    weight = torch.zeros(grad_y.shape[-1], x.shape[-1], dtype=x.dtype, requires_grad=True)
     with linear_route(route):
         y = ops.linear(x, weight)
     return lambda: torch.autograd.grad(y, weight, grad_y, retain_graph=True)[0]
 
 
-def fisher() -> Contest:
+def fisher(layer: Layer = VIT_B32_MLP) -> Contest:
     """The Fisher diagonal against per-sample gradients in plain torch, and against the gradient of the batch alone."""
-    x, grad_y = _operands()
-    total, one = torch.zeros(_O, _K), torch.empty(_O, _K)
+    x, grad_y = layer.operands()
+    total, one = torch.zeros(layer.outputs, layer.inputs), torch.empty(layer.outputs, layer.inputs, dtype=layer.dtype)
 
     def sample_by_sample() -> None:
         for inputs, cotangents in zip(x, grad_y, strict=True):
@@ -43,30 +63,32 @@ def fisher() -> Contest:
         for inputs, cotangents in zip(x.split(2), grad_y.split(2), strict=True):
             total.add_(torch.bmm(cotangents.transpose(1, 2), inputs).square_().sum(0))
 
+    routes = ("linear", "conv1x1") if x.is_cpu else ("linear",)
     return Contest(
         ours={"taskarith_fast": lambda: ops.fisher_diag_(total, x, grad_y)},
         baselines={
             "mm + addcmul_ by sample": sample_by_sample,
             "bmm of two samples": two_at_a_time,
-            "batch gradient, F.linear": _weight_gradient(x, grad_y, "linear"),
-            "batch gradient, conv1x1": _weight_gradient(x, grad_y, "conv1x1"),
+            **{f"batch gradient, {_ROUTES[route]}": _weight_gradient(x, grad_y, route) for route in routes},
         },
-        flops=_FLOPS,
+        flops=layer.flops,
     )
 
 
-def masked(density: float, rows: bool = False) -> Contest:
+def masked(density: float, rows: bool = False, layer: Layer = VIT_B32_MLP) -> Contest:
     """The gradient at selected entries against the whole gradient and a gather.
 
     Args:
         density: Fraction of the entries that is selected.
         rows: Select whole rows, not single entries.
+        layer: The layer.
     """
-    x, grad_y = _operands()
-    generator = torch.Generator().manual_seed(1)
-    mask = (torch.rand(_O, 1 if rows else _K, generator=generator) < density).expand(_O, _K)
+    x, grad_y = layer.operands()
+    shape = layer.outputs, layer.inputs
+    mask = torch.rand(shape[0], 1 if rows else shape[1], generator=shapes.generator(1)) < density
+    mask = mask.expand(shape)
     bits = ops.pack_bits([mask])[0]
-    starts = ops.row_starts(bits, (_O, _K))
+    starts = ops.row_starts(bits, shape)
     index = mask.flatten().nonzero().flatten()
     values = torch.zeros(len(index))
 
@@ -74,8 +96,9 @@ def masked(density: float, rows: bool = False) -> Contest:
         whole = _weight_gradient(x, grad_y, route)
         return lambda: values.add_(whole().flatten().index_select(0, index))
 
+    routes = ("linear", "conv1x1") if x.is_cpu else ("linear",)
     return Contest(
         ours={"taskarith_fast": lambda: ops.masked_wgrad_(values, x, grad_y, bits, starts)},
-        baselines={"F.linear, then gather": gathered("linear"), "conv1x1, then gather": gathered("conv1x1")},
-        flops=_FLOPS,
+        baselines={f"{_ROUTES[route]}, then gather": gathered(route) for route in routes},
+        flops=layer.flops,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks import peers_ties, recipes_sparsify, shapes, spectra
+from benchmarks import costs, peers_ties, recipes_sparsify, shapes, spectra
 from benchmarks.contest import Contest
 from taskarith_fast import ops
 from taskarith_fast.ops.dare import stream
@@ -30,11 +30,10 @@ def weighted_sum(layers: list[tuple[int, ...]], tasks: int) -> Contest:
             torch._foreach_add_(total, model, alpha=0.3)
         return list(total)
 
-    numel = sum(b.numel() for b in base)
     return Contest(
         ours={"taskarith_fast": lambda: ops.weighted_sum(base, finetuned, scale)},
         baselines={"published recipe (torch)": published, "torch foreach": foreach},
-        bytes_moved=4 * numel * (tasks + 2),
+        bytes_moved=costs.merge_bytes(_numel(base), tasks),
     )
 
 
@@ -44,7 +43,10 @@ def ties(layers: list[tuple[int, ...]], tasks: int) -> Contest:
     base, *finetuned = (shapes.split(x, layers) for x in arrays)
     numel = arrays[0].numel()
     kept = int(0.2 * numel)
-    flat = [x.numpy() for x in arrays]
+    baselines = {"published recipe (torch)": lambda: peers_ties.published_ties(base, finetuned, 0.2, 1.0)}
+    if base[0].is_cpu:
+        flat = [x.numpy() for x in arrays]
+        baselines["numpy, two threads"] = lambda: peers_ties.numpy_ties(flat[0], flat[1:], 0.2, 1.0)
 
     def ours() -> list[Tensor]:
         thresholds, cutoffs = ops.kth_magnitude(base, finetuned, kept)
@@ -52,11 +54,8 @@ def ties(layers: list[tuple[int, ...]], tasks: int) -> Contest:
 
     return Contest(
         ours={"taskarith_fast": ours},
-        baselines={
-            "published recipe (torch)": lambda: peers_ties.published_ties(base, finetuned, 0.2, 1.0),
-            "numpy, two threads": lambda: peers_ties.numpy_ties(flat[0], flat[1:], 0.2, 1.0),
-        },
-        bytes_moved=4 * numel * (2 * (tasks + 1) + 1),
+        baselines=baselines,
+        bytes_moved=costs.merge_bytes(numel, tasks, reads=2),
     )
 
 
@@ -89,58 +88,65 @@ def lowrank_sum(spectrum: str) -> Contest:
 _TASKS = 8
 
 
-def _vit() -> tuple[list[Tensor], list[list[Tensor]], int]:
-    base, finetuned = shapes.models(shapes.vit_b32_shapes(), _TASKS)
-    return base, finetuned, sum(b.numel() for b in base)
+Layers = list[tuple[int, ...]]
 
 
-def dare() -> Contest:
+def _vit(layers: Layers | None) -> tuple[list[Tensor], list[list[Tensor]], int]:
+    base, finetuned = shapes.models(layers or shapes.vit_b32_shapes(), _TASKS)
+    return base, finetuned, _numel(base)
+
+
+def _numel(tensors: list[Tensor]) -> int:
+    return sum(x.numel() for x in tensors)
+
+
+def dare(layers: Layers | None = None) -> Contest:
     """DARE at density 0.1, rescaled, added with scale 0.3."""
-    base, finetuned, numel = _vit()
+    base, finetuned, numel = _vit(layers)
     streams = [[stream(0, t, str(i)) for i in range(len(base))] for t in range(_TASKS)]
     return Contest(
         ours={"taskarith_fast": lambda: ops.dare(base, finetuned, [3.0] * _TASKS, streams, density=0.1)},
         baselines={"published recipe (torch)": lambda: recipes_sparsify.dare(base, finetuned, 0.1, 0.3)},
-        bytes_moved=4 * numel * (_TASKS + 2),
+        bytes_moved=costs.merge_bytes(numel, _TASKS),
     )
 
 
-def breadcrumbs() -> Contest:
+def breadcrumbs(layers: Layers | None = None) -> Contest:
     """Breadcrumbs by rows: the largest 10 % removed, the next 20 % kept."""
-    base, finetuned, numel = _vit()
+    base, finetuned, numel = _vit(layers)
     rows = [b.shape[-1] for b in base]
     removed, kept = [int(n * 0.1) for n in rows], [int(n * 0.2) for n in rows]
     return Contest(
         ours={"taskarith_fast": lambda: ops.breadcrumbs(base, finetuned, [0.4] * _TASKS, removed, kept)},
         baselines={"published recipe (torch)": lambda: recipes_sparsify.breadcrumbs(base, finetuned, 0.2, 0.1, 0.4)},
-        bytes_moved=4 * numel * (_TASKS + 2),
+        bytes_moved=costs.merge_bytes(numel, _TASKS),
     )
 
 
-def tall_mask() -> Contest:
+def tall_mask(layers: Layers | None = None) -> Contest:
     """The masks of eight tasks, one bit a weight."""
-    base, finetuned, numel = _vit()
+    base, finetuned, numel = _vit(layers)
     return Contest(
         ours={"taskarith_fast": lambda: ops.tall_mask(base, finetuned, [0.4] * _TASKS)},
         baselines={"published recipe (torch)": lambda: recipes_sparsify.tall_masks(base, finetuned, 0.4)},
-        bytes_moved=4 * numel * (_TASKS + 1) + numel,
+        bytes_moved=costs.merge_bytes(numel, _TASKS, written=_TASKS / 8),
     )
 
 
-def consensus() -> Contest:
+def consensus(layers: Layers | None = None) -> Contest:
     """The merge of what at least two tasks need."""
-    base, finetuned, numel = _vit()
+    base, finetuned, numel = _vit(layers)
     return Contest(
         ours={"taskarith_fast": lambda: ops.consensus(base, finetuned, [0.4] * _TASKS, threshold=2)},
         baselines={"published recipe (torch)": lambda: recipes_sparsify.consensus(base, finetuned, 0.4, 2)},
-        bytes_moved=4 * numel * (_TASKS + 2),
+        bytes_moved=costs.merge_bytes(numel, _TASKS),
     )
 
 
-def weighted_sum_backward() -> Contest:
+def weighted_sum_backward(layers: Layers | None = None) -> Contest:
     """AdaMerging's gradient by one coefficient a task and tensor."""
-    base, finetuned, numel = _vit()
-    grads = [torch.randn(b.shape, generator=torch.Generator().manual_seed(i)) for i, b in enumerate(base)]
+    base, finetuned, numel = _vit(layers)
+    grads = [torch.randn(b.shape, generator=shapes.generator(i)) for i, b in enumerate(base)]
     return Contest(
         ours={"taskarith_fast": lambda: ops.weighted_sum_backward(grads, base, finetuned)},
         baselines={
@@ -148,5 +154,5 @@ def weighted_sum_backward() -> Contest:
                 grads, base, finetuned
             )
         },
-        bytes_moved=4 * numel * (_TASKS + 2),
+        bytes_moved=costs.coefficient_gradient_bytes(numel, _TASKS),
     )

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def generator(seed: int) -> torch.Generator:
+    """A seeded generator of the device that is being measured, torch's default device."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
 def vit_b32_shapes() -> list[tuple[int, ...]]:
     """The 152 tensors of open_clip's ViT-B/32 image tower: 87,849,216 weights."""
     return _tower(width=768, layers=12, patch=32, tokens=50, features=512)
@@ -44,10 +49,10 @@ def models(shapes: list[tuple[int, ...]], tasks: int, seed: int = 0) -> tuple[li
 
 def flat_models(shapes: list[tuple[int, ...]], tasks: int, seed: int = 0) -> list[Tensor]:
     """The base and the fine-tuned models of `models`, each as one flat tensor."""
-    generator = torch.Generator().manual_seed(seed)
+    random = generator(seed)
     size = sum(math.prod(s) for s in shapes)
-    base = torch.randn(size, generator=generator).mul_(0.02)
-    return [base, *(torch.randn(size, generator=generator).mul_(1e-3).add_(base) for _ in range(tasks))]
+    base = torch.randn(size, generator=random).mul_(0.02)
+    return [base, *(torch.randn(size, generator=random).mul_(1e-3).add_(base) for _ in range(tasks))]
 
 
 def split(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
@@ -62,10 +67,10 @@ def write_models(folder: str, model: str, tasks: str) -> None:
 
     layers = {"vit_b32": vit_b32_shapes, "vit_l14": vit_l14_shapes}[model]()
     size = sum(math.prod(s) for s in layers)
-    generator = torch.Generator().manual_seed(0)
-    base = torch.randn(size, generator=generator).mul_(0.02)
+    random = generator(0)
+    base = torch.randn(size, generator=random).mul_(0.02)
     for t in range(int(tasks) + 1):
-        flat = base if t == 0 else torch.randn(size, generator=generator).mul_(1e-3).add_(base)
+        flat = base if t == 0 else torch.randn(size, generator=random).mul_(1e-3).add_(base)
         tensors = {f"t{i:03d}": tensor.contiguous() for i, tensor in enumerate(split(flat, layers))}
         save_file(tensors, Path(folder) / f"m{t}.safetensors")
 

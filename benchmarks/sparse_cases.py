@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks import shapes
+from benchmarks import costs, shapes
 from benchmarks.contest import Contest
 from taskarith_fast.masks import Masks
 from taskarith_fast.optim import SparseAdamW
@@ -15,10 +15,13 @@ from taskarith_fast.optim import SparseAdamW
 _OPTIONS = {"lr": 1e-5, "weight_decay": 0.1}
 
 
-def adamw_step(density: float, rows: bool = False) -> Contest:
-    """AdamW on a `density` of the entries of the 48 matrices, at random or in whole rows; prints the state's bytes."""
-    base, _ = shapes.models(shapes.vit_b32_matrices(12), 0)
-    generator = torch.Generator().manual_seed(1)
+def adamw_step(density: float, rows: bool = False, layers: list[tuple[int, int]] | None = None) -> Contest:
+    """AdamW on a `density` of the entries of ViT-B/32's 48 matrices (or `layers`), at random or in whole rows.
+
+    Prints the bytes of the state.
+    """
+    base, _ = shapes.models(layers or shapes.vit_b32_matrices(12), 0)  # type: ignore[arg-type]
+    generator = shapes.generator(1)
     grads = [torch.randn(b.shape, generator=generator).mul_(1e-3) for b in base]
     masks = [torch.rand((*b.shape[:1], 1) if rows else b.shape, generator=generator) < density for b in base]
     masks = [mask.expand(b.shape) for mask, b in zip(masks, base, strict=True)]
@@ -29,7 +32,7 @@ def adamw_step(density: float, rows: bool = False) -> Contest:
     return Contest(
         ours={"taskarith_fast": step},
         baselines={"torch fused AdamW, dense": _fused(base, grads), "masked recipe": _recipe(base, grads, masks)},
-        bytes_moved=_touched(masks),
+        bytes_moved=costs.sparse_step_bytes(numel, density, rows=rows),
     )
 
 
@@ -71,9 +74,3 @@ def _recipe(base: list[Tensor], grads: list[Tensor], masks: list[Tensor]) -> Cal
             p.sub_(s * size * (m / ((v.sqrt() / root).add_(1e-8))))
 
     return step
-
-
-def _touched(masks: list[Tensor]) -> int:
-    """Bytes of the cache lines of parameter (read, written) and gradient that hold a selected entry, and the state."""
-    lines = sum(int(mask.reshape(-1, 16).any(1).sum()) for mask in masks)
-    return 3 * 64 * lines + 18 * sum(int(mask.sum()) for mask in masks)

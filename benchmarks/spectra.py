@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from benchmarks import shapes
+
 SPECTRA = ("flat", "spiked", "steep", "clustered")
 
 
@@ -21,7 +23,7 @@ def matrix(spectrum: str, m: int, n: int, seed: int = 0) -> Tensor:
         n: Columns.
         seed: Of the generator.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = shapes.generator(seed)
     randn = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     size = min(m, n)
     if spectrum == "flat":

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import costs
 from benchmarks.contest import Contest
 from taskarith_fast import ops
 from taskarith_fast.models.fast import use_fast_linear
@@ -77,20 +78,20 @@ def tangent_features(blocks: int, tasks: int = 8, batch: int = 16) -> Contest:
     )
 
 
-def dual_attention(tokens: int, batch: int, heads: int = 12) -> Contest:
+def dual_attention(tokens: int, batch: int, heads: int = 12, dtype: torch.dtype = torch.float32) -> Contest:
     """y and dy of attention, against the formula in torch's dense functions."""
-    pairs = [torch.randn(batch, heads, tokens, 64) for _ in range(6)]
+    pairs = [torch.randn(batch, heads, tokens, 64).to(dtype) for _ in range(6)]
 
     def dense() -> tuple[Tensor, Tensor]:
         q, dq, k, dk, v, dv = pairs
         q, dq, k = q / 8, dq / 8, k.transpose(-1, -2)
         p = torch.softmax(q @ k, -1)
         ds = (dq @ k).add_(q @ dk.transpose(-1, -2))
-        dp = torch._softmax_backward_data(ds, p, -1, torch.float32)  # its Jacobian is symmetric
+        dp = torch._softmax_backward_data(ds, p, -1, dtype)  # its Jacobian is symmetric
         return p @ v, (dp @ v).add_(p @ dv)
 
     return Contest(
         ours={"taskarith_fast": lambda: ops.dual_attention(*pairs)},
         baselines={"dense torch": dense},
-        flops=6 * 2 * batch * heads * tokens * tokens * 64,
+        flops=costs.dual_attention_flops(batch, heads, tokens, 64),
     )

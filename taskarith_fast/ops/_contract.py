@@ -119,7 +119,7 @@ def define_op(
         launcher = _lazy_launcher(name)
         _LIBRARIES["taskarith_triton"].impl(name, launcher, "CPU")
         _LIBRARIES["taskarith_triton"].impl(name, launcher, "CUDA")
-    if native.load_library("cuda") is not None and triton and _triton_absent() is None:
+    if triton and _triton_absent() is None and op.absent("cuda"):
         _LIBRARIES["taskarith"].impl(name, launcher, "CUDA")
     return op
 

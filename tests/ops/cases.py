@@ -6,6 +6,7 @@ A new operator adds ``case_<op>.py`` with a ``CASE``.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,19 @@ class InPlace:
 
 def _cloned(argument: Any) -> Any:
     return argument.clone() if isinstance(argument, Tensor) else [x.clone() for x in argument]
+
+
+def device_of(backend: str) -> str:
+    """Where the tensors of a test of `backend` live: Triton kernels run on the GPU unless they are interpreted."""
+    compiled = backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1"
+    return "cuda" if backend == "cuda" or compiled else "cpu"
+
+
+def on_device(device: str, args: Any) -> Any:
+    """The same arguments with every tensor on `device`."""
+    if isinstance(args, Tensor):
+        return args.to(device)
+    return type(args)(on_device(device, a) for a in args) if isinstance(args, (list, tuple)) else args
 
 
 def all_cases() -> list[OpCase]:

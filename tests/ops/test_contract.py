@@ -10,7 +10,7 @@ import torch
 
 from taskarith_fast.errors import ArgumentError, BackendError
 from taskarith_fast.ops._contract import _tensors
-from tests.ops.cases import all_cases, assert_within_budget, listed
+from tests.ops.cases import all_cases, assert_within_budget, device_of, listed, on_device
 
 CASES = all_cases()
 RUNNABLE = ("reference", "cpu", "cuda", "triton", "cuda_emulated")
@@ -30,12 +30,6 @@ def _need(case, backend):
     reason = case.op.absent(backend)
     if reason:
         pytest.skip(f"{case.op.name} on {backend}: {reason}")
-
-
-def _on(device, args):
-    if isinstance(args, torch.Tensor):
-        return args.to(device)
-    return type(args)(_on(device, a) for a in args) if isinstance(args, (list, tuple)) else args
 
 
 def _leaves(args):
@@ -64,8 +58,7 @@ def poisoned_memory():
 def test_values_are_within_the_error_budget(case, backend, dtype, sample):
     _need(case, backend)
     args = case.samples[sample](dtype)
-    device = "cuda" if backend == "cuda" else "cpu"
-    out = [o.cpu() for o in listed(case.op(*_on(device, args), backend=backend))]
+    out = [o.cpu() for o in listed(case.op(*on_device(device_of(backend), args), backend=backend))]
     eager, truth = listed(case.op.reference(*args)), listed(case.truth(*args))
     for o, e in zip(out, eager, strict=True):
         assert o.dtype == e.dtype and o.is_contiguous()
@@ -78,19 +71,15 @@ def test_values_are_within_the_error_budget(case, backend, dtype, sample):
 @pytest.mark.parametrize(("case", "backend"), OPS)
 def test_opcheck_passes(case, backend):
     _need(case, backend)
-    if backend == "cuda":
-        pytest.skip("opcheck runs on CPU tensors")
     sample = next(iter(case.samples.values()))
-    args = sample(torch.float32)
+    args = on_device(device_of(backend), sample(torch.float32))
     torch.library.opcheck(case.op.overload(backend), _leaves(args) if case.gradient else args)
 
 
 @pytest.mark.parametrize(("case", "backend"), OPS)
 def test_compiles_without_a_graph_break(case, backend):
     _need(case, backend)
-    if backend in ("cuda", "triton"):
-        pytest.skip("compiled on the other backends; the graph is the same")
-    args = next(iter(case.samples.values()))(torch.float32)
+    args = on_device(device_of(backend), next(iter(case.samples.values()))(torch.float32))
     torch._dynamo.reset()  # one limit of recompilations would be shared by all operators
     compiled = torch.compile(lambda *a: case.op(*a, backend=backend), fullgraph=True, backend="aot_eager")
     for a, b in zip(listed(compiled(*args)), listed(case.op(*args, backend=backend)), strict=True):
@@ -103,7 +92,7 @@ def test_gradients_equal_those_of_the_reference(case, backend):
     sample = next(iter(case.samples.values()))
     grads = []
     for run in (lambda *a: case.op(*a, backend=backend), case.op.reference):
-        args = _leaves(sample(torch.float32))
+        args = _leaves(on_device(device_of(backend), sample(torch.float32)))
         sum((o.square()).sum() for o in listed(run(*args))).backward()
         grads.append([t.grad for i in case.gradient for t in listed(args[i])])
     for ours, theirs in zip(*grads, strict=True):
@@ -140,8 +129,9 @@ def test_forward_mode_is_refused_not_silently_zero(case):
 
 def test_an_absent_backend_says_why():
     op = CASES[0].op
-    with pytest.raises(BackendError, match=r"backend='cuda' .*: "):
-        op.overload("cuda")
+    if op.absent("cuda"):
+        with pytest.raises(BackendError, match=r"backend='cuda' .*: "):
+            op.overload("cuda")
     with pytest.raises(ArgumentError, match="backend must be one of auto"):
         op.overload("gpu")
 

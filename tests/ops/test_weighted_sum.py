@@ -13,7 +13,7 @@ import torch
 from taskarith_fast import native, ops
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops.weighted_sum import OP, weighted_sum_reference
-from tests.ops.cases import DTYPES, assert_within_budget, generator, task_lists
+from tests.ops.cases import DTYPES, assert_within_budget, device_of, generator, task_lists
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKENDS = ("reference", "cpu", "cuda", "triton", "cuda_emulated")
@@ -27,13 +27,9 @@ def backend(request):
     return request.param
 
 
-def _device(backend):
-    return "cuda" if backend == "cuda" else "cpu"
-
-
 def _run(base, finetuned, weights, backend):
     """The operator on `backend` from task-major lists of CPU tensors; results on the CPU."""
-    device = _device(backend)
+    device = device_of(backend)
     base, finetuned = [b.to(device) for b in base], [f.to(device) for f in finetuned]
     return [o.cpu() for o in OP(base, finetuned, weights.to(device), backend=backend)]
 
@@ -94,7 +90,7 @@ def test_cancelling_deltas_keep_their_digits(backend):
 
 
 def test_no_task_copies_the_base(backend):
-    base = torch.tensor([1.0, float("inf"), -0.0, 1e-42]).to(_device(backend))
+    base = torch.tensor([1.0, float("inf"), -0.0, 1e-42]).to(device_of(backend))
     (out,) = ops.weighted_sum([base], [], [], backend=backend)
     assert torch.equal(out.view(torch.int32), base.view(torch.int32))
     assert out.data_ptr() != base.data_ptr()
@@ -113,7 +109,7 @@ def test_a_nan_stays_where_it_is(backend):
 
 
 def test_weights_get_their_gradient_through_the_public_function(backend):
-    device = _device(backend)
+    device = device_of(backend)
     base, task = torch.ones(5, device=device), torch.arange(5.0, device=device)
     weights = torch.tensor([0.5], device=device, requires_grad=True)
     (out,) = ops.weighted_sum([base], [[task]], weights, backend=backend)
