@@ -38,6 +38,7 @@ test: install  ## Run the tests (at most 10 minutes)
 check: install lint  ## The slower suites: lint, slow tests, every operator on the reference alone
 	$(PYTEST) -m slow
 	TASKARITH_BACKEND=reference $(PYTEST) tests/ops tests/merging -m "not slow"
+	$(BIN)/python -m benchmarks.roofline --check
 
 gpu-check: install  ## On a GPU: operator tests, compute-sanitizer, benchmarks
 	$(BIN)/python tools/gpu_check.py

@@ -16,8 +16,8 @@ from taskarith_fast.ops.dual_gelu import dual_gelu_reference
 from taskarith_fast.ops.dual_layer_norm import OP as DUAL_LAYER_NORM
 from taskarith_fast.ops.dual_layer_norm import dual_layer_norm_reference
 
-_MATRICES = [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)] * 24  # of ViT-L/14
-_ROWS = (32, 257)  # images, tokens
+MATRICES = [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)] * 24  # of ViT-L/14
+ROWS = (32, 257)  # images, tokens
 
 
 def flat_weighted_sum(numel: int = 304_000_000, tasks: int = 8) -> Contest:
@@ -42,7 +42,7 @@ def _axpy(base: Tensor, finetuned: list[Tensor]) -> Tensor:
 
 def bottom_k() -> Contest:
     """The lowest tenth of 302 M scores over 96 tensors, against one torch.kthvalue, sort or topk over all of them."""
-    scores = [torch.rand(s, generator=shapes.generator(i)) for i, s in enumerate(_MATRICES)]
+    scores = [torch.rand(s, generator=shapes.generator(i)) for i, s in enumerate(MATRICES)]
     numel = sum(s.numel() for s in scores)
     k = numel // 10
 
@@ -59,9 +59,9 @@ def bottom_k() -> Contest:
     )
 
 
-def layer_norm(dtype: torch.dtype) -> Contest:
+def layer_norm(dtype: torch.dtype, rows: tuple[int, int] = ROWS) -> Contest:
     """dy of a LayerNorm over ViT-L/14's width; y is torch's own and not in the figure."""
-    x, dx = (torch.randn(*_ROWS, 1024).to(dtype) for _ in range(2))
+    x, dx = (torch.randn(*rows, 1024).to(dtype) for _ in range(2))
     w, dw, db = (torch.randn(1024).to(dtype) for _ in range(3))
     args = (x, dx, w, dw, db, 1e-5, True)
     return Contest(
@@ -71,9 +71,9 @@ def layer_norm(dtype: torch.dtype) -> Contest:
     )
 
 
-def gelu(dtype: torch.dtype) -> Contest:
+def gelu(dtype: torch.dtype, rows: tuple[int, int] = ROWS) -> Contest:
     """dy of the erf GELU over ViT-L/14's hidden layer; y is torch's own and not in the figure."""
-    x, dx = (torch.randn(*_ROWS, 4096).to(dtype) for _ in range(2))
+    x, dx = (torch.randn(*rows, 4096).to(dtype) for _ in range(2))
     return Contest(
         ours={"taskarith_fast": lambda: DUAL_GELU(x, dx, "none")},
         baselines=_eager_and_compiled(lambda: dual_gelu_reference(x, dx, "none")),
@@ -81,11 +81,11 @@ def gelu(dtype: torch.dtype) -> Contest:
     )
 
 
-def linear(dtype: torch.dtype) -> Contest:
+def linear(dtype: torch.dtype, rows: tuple[int, int] = ROWS, width: int = 1024) -> Contest:
     """y and dy of ViT-L/14's first MLP layer, against the three products one by one."""
-    x, dx = (torch.randn(*_ROWS, 1024).to(dtype) for _ in range(2))
-    w, dw = (torch.randn(4096, 1024).mul_(0.03).to(dtype) for _ in range(2))
-    b, db = (torch.randn(4096).to(dtype) for _ in range(2))
+    x, dx = (torch.randn(*rows, width).to(dtype) for _ in range(2))
+    w, dw = (torch.randn(4 * width, width).mul_(0.03).to(dtype) for _ in range(2))
+    b, db = (torch.randn(4 * width).to(dtype) for _ in range(2))
 
     def three_products() -> tuple[Tensor, Tensor]:
         return F.linear(x, w, b), F.linear(dx, w) + F.linear(x, dw, db)
@@ -93,7 +93,7 @@ def linear(dtype: torch.dtype) -> Contest:
     return Contest(
         ours={"taskarith_fast": lambda: ops.dual_linear(x, dx, w, b, dw, db)},
         baselines={"three products (torch)": three_products},
-        flops=costs.dual_linear_flops(_ROWS[0] * _ROWS[1], 4096, 1024),
+        flops=costs.dual_linear_flops(rows[0] * rows[1], 4 * width, width),
     )
 
 
@@ -123,7 +123,7 @@ def _by_dtype(name: str, op: str, build: Callable[[torch.dtype], Contest]) -> li
 
 
 def _mlp(dtype: torch.dtype) -> gradient_cases.Layer:
-    return gradient_cases.Layer(*_ROWS, outputs=4096, inputs=1024, dtype=dtype)
+    return gradient_cases.Layer(*ROWS, outputs=4096, inputs=1024, dtype=dtype)
 
 
 CASES = [
@@ -135,7 +135,7 @@ CASES = [
         Case(
             f"sparse_adamw_step_/vit_l14_{'rows' if rows else 'random'}_{density}",
             "sparse_adamw_step_",
-            lambda density=density, rows=rows: sparse_cases.adamw_step(density, rows, _MATRICES),  # type: ignore[misc]
+            lambda density=density, rows=rows: sparse_cases.adamw_step(density, rows, MATRICES),  # type: ignore[misc]
             devices=CUDA,
         )
         for density, rows in ((0.1, False), (0.01, False), (0.1, True))

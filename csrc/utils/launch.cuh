@@ -16,8 +16,7 @@
 #define TASKARITH_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(taskarith_emulated, CPU, m)
 #else
 #define TASKARITH_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(taskarith, CUDA, m)
-// Weak, so that the library also loads into a torch without CUDA; its kernels are never called there.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**) __attribute__((weak));
+#include <dlfcn.h>
 #endif
 
 namespace taskarith {
@@ -46,16 +45,27 @@ class Launcher {
 
 #else
 
+// torch's current stream of a device. Looked up in the libtorch_cuda that torch has loaded, and not linked: so that
+// this library also loads into a torch without CUDA, and because torch's libraries are not in the global scope, where a
+// weak symbol would be resolved.
+inline cudaStream_t current_stream(const char* op, int32_t device) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const auto function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<Function>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+  }();
+  STD_TORCH_CHECK(function, op, ": this torch was built without CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
 // Makes the tensor's device current while it lives, and launches on that device's current stream. Nothing here waits
 // for the device, so a launch may be captured in a CUDA graph.
 class Launcher {
  public:
-  Launcher(const char* op, const Tensor& tensor) : op_(op), device_(tensor.get_device_index()), guard_(device_) {
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, op, ": this torch was built without CUDA");
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
+  Launcher(const char* op, const Tensor& tensor)
+      : op_(op), device_(tensor.get_device_index()), guard_(device_), stream_(current_stream(op, device_)) {}
 
   int multiprocessors() const {
     int count = 0;
@@ -84,7 +94,7 @@ class Launcher {
   const char* op_;
   int32_t device_;
   torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_;
 };
 
 #endif

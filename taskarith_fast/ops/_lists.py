@@ -59,7 +59,8 @@ def weight_table(weights: Tensor | Sequence[float], base: Sequence[Tensor], task
         raise ArgumentError(
             f"weights must have shape [T={tasks}] or [T={tasks}, L={length}], got {list(weights.shape)}"
         )
+    if base:
+        weights = weights.to(base[0].device)
     if not tasks or not length:
         return weights.new_zeros(tasks, length, dtype=torch.float64)
-    weights = weights.to(device=base[0].device, dtype=torch.float64)
-    return weights.reshape(tasks, -1).expand(tasks, length)
+    return weights.double().reshape(tasks, -1).expand(tasks, length)
