@@ -48,7 +48,7 @@ def bottom_k() -> Contest:
 
     def topk() -> list[Tensor]:
         flat = torch.cat([s.flatten() for s in scores])
-        mask = torch.zeros(numel, dtype=torch.bool)
+        mask = torch.zeros(numel, dtype=torch.bool, device=flat.device)
         mask[flat.topk(k, largest=False, sorted=False).indices] = True
         return ops.pack_bits(list(mask.split([s.numel() for s in scores])))
 

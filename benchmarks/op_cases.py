@@ -69,7 +69,7 @@ def lowrank_sum(spectrum: str) -> Contest:
     def published() -> list[Tensor]:
         sums = []
         for i, rank in enumerate(ranks):
-            total = torch.zeros(layers[i])
+            total = torch.zeros_like(base[i])
             for task in deltas:
                 u, s, vh = torch.linalg.svd(task[i], full_matrices=False)
                 total += (u[:, :rank] * s[:rank]) @ vh[:rank]

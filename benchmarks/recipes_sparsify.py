@@ -74,7 +74,7 @@ def consensus(base: Tensors, finetuned: list[Tensors], tall_lambda: float, thres
 def coefficient_gradient(grads: Tensors, base: Tensors, finetuned: list[Tensors]) -> Tensor:
     """AdaMerging: autograd through the materialised merge of stacked task vectors."""
     stacked = [torch.stack(task) for task in zip(*task_vectors(base, finetuned), strict=True)]
-    weights = torch.full((len(finetuned), len(base)), 0.3, requires_grad=True)
+    weights = torch.full((len(finetuned), len(base)), 0.3, device=base[0].device, requires_grad=True)
     merged = [
         b + (weights[:, i].reshape(-1, *[1] * b.dim()) * s).sum(0)
         for i, (b, s) in enumerate(zip(base, stacked, strict=True))

@@ -33,6 +33,7 @@ inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 
 inline int min(int a, int b) { return a < b ? a : b; }

@@ -68,6 +68,20 @@ inline unsigned warp_vote(unsigned mask, bool predicate, const Site& site) {
   return votes;
 }
 
+template <class F>
+unsigned warp_reduce(unsigned mask, unsigned value, const Site& site, const F& combine) {
+  const uint64_t* slots = warp_meet(mask, value, site);
+  const unsigned present = mask & current_block->lanes_of(current_thread->linear / 32);
+  unsigned result = value;
+  for (unsigned lane = 0, first = 1; lane < 32; ++lane)
+    if (present >> lane & 1) {
+      const unsigned other = static_cast<unsigned>(slots[lane]);
+      result = first ? other : combine(result, other);
+      first = 0;
+    }
+  return result;
+}
+
 inline int lane() { return static_cast<int>(current_thread->linear % 32); }
 
 }  // namespace cuda_emulation
@@ -115,4 +129,12 @@ inline int __all_sync(unsigned mask, int p, cuda_emulation::Site at = cuda_emula
 }
 inline void __syncwarp(unsigned mask = ~0u, cuda_emulation::Site at = cuda_emulation::Site::current()) {
   cuda_emulation::warp_meet(mask, 0, at);
+}
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value,
+                                  cuda_emulation::Site at = cuda_emulation::Site::current()) {
+  return cuda_emulation::warp_reduce(mask, value, at, [](unsigned a, unsigned b) { return a + b; });
+}
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value,
+                                  cuda_emulation::Site at = cuda_emulation::Site::current()) {
+  return cuda_emulation::warp_reduce(mask, value, at, [](unsigned a, unsigned b) { return a > b ? a : b; });
 }

@@ -37,10 +37,10 @@ inline int64_t check_ties_merge(const TensorList& base, const TensorList& finetu
 }
 
 // A float64 number a task: what the operators on a part of a model carry from part to part.
-inline void check_task_sums(const char* op, const Tensor& sums, int64_t tasks) {
+inline void check_task_sums(const char* op, const Tensor& sums, int64_t tasks, const Tensor& thresholds) {
   STD_TORCH_CHECK(sums.dim() == 1 && sums.size(0) == tasks && sums.scalar_type() == ScalarType::Double &&
-                      sums.is_cpu() && sums.is_contiguous(),
-                  op, ": expected contiguous float64 of shape [T=", tasks, "]");
+                      sums.is_cpu() == thresholds.is_cpu() && sums.is_contiguous(),
+                  op, ": expected contiguous float64 of shape [T=", tasks, "] on the device of thresholds");
 }
 
 }  // namespace taskarith

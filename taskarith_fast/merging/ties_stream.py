@@ -76,7 +76,7 @@ class TiesPasses:
         thresholds, cutoffs = again or self._trim(tensors)
         base, *models = tensors
         merged, signs, mattered = ties_merge_part(
-            [base], [[m] for m in models], thresholds, cutoffs, self._shares, undecided=self._undecided,
+            [base], [[m] for m in models], thresholds, cutoffs, self._shares.to(base.device), undecided=self._undecided,
             **{k: self._rules[k] for k in ("scale", "elect", "combine", "scope")},
         )  # fmt: skip
         if again is None:
@@ -104,6 +104,7 @@ class TiesPasses:
         for _, tensors in self._read_checked(read, "norms"):
             base, *models = tensors
             table = self._trim(tensors)
+            sums = sums.to(base.device)
             sums = ties_square_sums([base], [[m] for m in models], *table, sums, scope=self._rules["scope"])
         self._checked = True
         self._shares = torch.where(sums > 0, 1 / sums, 0.0)

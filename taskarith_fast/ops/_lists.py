@@ -34,7 +34,7 @@ def check_like(base: Sequence[Tensor], other: Sequence[Tensor], name: str) -> No
     if len(other) != len(base):
         raise ArgumentError(f"{name} must hold {len(base)} tensors like base, got {len(other)}")
     for i, (b, f) in enumerate(zip(base, other, strict=True)):
-        if f.shape != b.shape or f.dtype != b.dtype or f.device != b.device:
+        if f.shape != b.shape or f.dtype is not b.dtype or f.device != b.device:
             raise ArgumentError(
                 f"{name}[{i}] must be {b.dtype} {list(b.shape)} on {b.device} like base, "
                 f"got {f.dtype} {list(f.shape)} on {f.device}"

@@ -86,7 +86,7 @@ def ties_merge_part(
         thresholds: As for ties_merge, shape [S, T].
         cutoffs: As for ties_merge, counted in the part, shape [S, T], int64.
         shares: One over each task's sum of squared kept deltas over the whole model, shape [T], float64, on
-            the CPU; used by the two norm rules.
+            the device of `base`; used by the two norm rules.
         scale: Factor on the merged delta.
         elect: As for ties_merge.
         combine: As for ties_merge.

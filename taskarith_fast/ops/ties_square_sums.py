@@ -51,7 +51,7 @@ def ties_square_sums(
         finetuned: T lists of L tensors like `base`.
         thresholds: As for ties_merge, shape [S, T].
         cutoffs: As for ties_merge, counted in the part, shape [S, T], int64.
-        start: The sums so far, shape [T], float64, on the CPU.
+        start: The sums so far, shape [T], float64, on the device of `base`.
         scope: "global", "tensor" or "row".
         backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated".
 

@@ -103,14 +103,17 @@ def test_linearized_models(name):
         outputs.append((y.detach().cpu(), grads))
     torch.testing.assert_close(outputs[1][0], outputs[0][0], rtol=1e-3, atol=1e-4)
     assert outputs[0][1].keys() == outputs[1][1].keys()
+    largest = max(
+        float(g.abs().max()) for g in outputs[0][1].values()
+    )  # the gradient of a key bias is 0 but for rounding
     for n, expected in outputs[0][1].items():
-        torch.testing.assert_close(outputs[1][1][n], expected, rtol=2e-3, atol=2e-4 * float(expected.abs().max()))
+        torch.testing.assert_close(outputs[1][1][n], expected, rtol=2e-3, atol=1e-4 * largest)
 
 
 def test_tangent_features():
     results = []
     for device in ("cpu", "cuda"):
-        model = tangent_models.encoder("own").to(device)
+        model = tangent_models.encoder(tangent_models.NAMES[0]).to(device)
         taus = [{n: torch.full_like(p, 1e-3 * (t + 1)) for n, p in model.named_parameters()} for t in range(3)]
         features = ta.TangentFeatures(model, tangent_models.images().to(device), taus)
         results.append(features.at([[0.1, 0.2, 0.3]]).cpu())

@@ -373,7 +373,7 @@ TensorList ties_merge_part_cpu(TensorList base, TensorList finetuned, Tensor thr
                                double scale, std::string elect, std::string combine, double undecided,
                                std::string scope) {
   Arguments x(base, finetuned, thresholds, cutoffs, "plus", scope, false);
-  check_task_sums("ties_merge_part", shares, x.inputs.tasks);
+  check_task_sums("ties_merge_part", shares, x.inputs.tasks, thresholds);
   const double* values = shares.const_data_ptr<double>();
   const Outcome outcome = merge_blocks(x.inputs,
                                        {parse_elect(elect), parse_combine(combine), scale, undecided,
@@ -389,7 +389,7 @@ TensorList ties_merge_part_cpu(TensorList base, TensorList finetuned, Tensor thr
 Tensor ties_square_sums_cpu(TensorList base, TensorList finetuned, Tensor thresholds, Tensor cutoffs, Tensor start,
                             std::string scope) {
   const Arguments x(base, finetuned, thresholds, cutoffs, "plus", scope, true);
-  check_task_sums("ties_square_sums", start, x.inputs.tasks);
+  check_task_sums("ties_square_sums", start, x.inputs.tasks, thresholds);
   Tensor sums = torch::stable::empty({x.inputs.tasks}, ScalarType::Double);
   std::copy_n(start.const_data_ptr<double>(), x.inputs.tasks, sums.mutable_data_ptr<double>());
   add_square_sums(x.inputs, cut_into_blocks(x.segments.numels(), kBlock), sums.mutable_data_ptr<double>());

@@ -196,13 +196,6 @@ struct Arguments {
                 sums.mutable_data_ptr<double>());
     return sums;
   }
-
-  // Numbers that the host has, on the device.
-  Tensor upload_doubles(const Tensor& values) const {
-    std::vector<uint64_t> words(values.numel());
-    std::memcpy(words.data(), values.const_data_ptr(), words.size() * 8);
-    return upload(launcher, thresholds, words);
-  }
 };
 
 TensorList ties_merge_cuda(TensorList base, TensorList finetuned, Tensor thresholds, Tensor cutoffs, double scale,
@@ -235,13 +228,13 @@ TensorList ties_merge_part_cuda(TensorList base, TensorList finetuned, Tensor th
                                 double scale, std::string elect, std::string combine, double undecided,
                                 std::string scope) {
   const Arguments x("ties_merge_part", base, finetuned, thresholds, cutoffs, "plus", scope, false);
-  check_task_sums("ties_merge_part", shares, x.trim.tasks);
-  const Tensor uploaded = x.upload_doubles(shares);
+  check_task_sums("ties_merge_part", shares, x.trim.tasks, thresholds);
+  check_device("ties_merge_part", {shares}, thresholds);
   Tensor tally = torch::stable::new_zeros(thresholds, {2}, ScalarType::Long);
   Tensor mattered = torch::stable::new_empty(thresholds, {x.table.chunks}, ScalarType::Byte);
   const Combine how = parse_combine(combine);
   const Rules rules{x.trim,
-                    static_cast<const double*>(uploaded.const_data_ptr()),
+                    shares.const_data_ptr<double>(),
                     scale,
                     undecided,
                     how == Combine::kMean,
@@ -254,16 +247,12 @@ TensorList ties_merge_part_cuda(TensorList base, TensorList finetuned, Tensor th
   return out;
 }
 
-// The result is wanted on the CPU: this waits for the device.
 Tensor ties_square_sums_cuda(TensorList base, TensorList finetuned, Tensor thresholds, Tensor cutoffs, Tensor start,
                              std::string scope) {
   const Arguments x("ties_square_sums", base, finetuned, thresholds, cutoffs, "plus", scope, true);
-  check_task_sums("ties_square_sums", start, x.trim.tasks);
-  const Tensor uploaded = x.upload_doubles(start);
-  const Tensor sums = x.square_sums(static_cast<const double*>(uploaded.const_data_ptr()));
-  Tensor out = torch::stable::empty({x.trim.tasks}, ScalarType::Double);
-  torch::stable::copy_(out, sums);
-  return out;
+  check_task_sums("ties_square_sums", start, x.trim.tasks, thresholds);
+  check_device("ties_square_sums", {start}, thresholds);
+  return x.square_sums(start.const_data_ptr<double>());
 }
 
 TASKARITH_CUDA_LIBRARY(m) {
