@@ -47,14 +47,12 @@ __device__ __forceinline__ void load_limits(const SegmentInfo& info, const Trim&
   }
 }
 
-// deltas[j] = finetuned - base at element i + j of task t, zero where it is trimmed. Pointer 2 + t is the task.
-template <class T, int W>
-__device__ __forceinline__ void load_kept(const Span<SegmentInfo>& span, const Trim& trim, int64_t t, int64_t i, int n,
-                                          bool whole, const float (&base)[W], double (&deltas)[W]) {
+// deltas[j] = finetuned - base at element i + j of task t, zero where it is trimmed.
+template <int W>
+__device__ __forceinline__ void kept_deltas(const SegmentInfo& info, const Trim& trim, int64_t t, int64_t i, int n,
+                                            const float (&base)[W], const float (&finetuned)[W], double (&deltas)[W]) {
   uint32_t limits[W] = {};
-  float finetuned[W];
-  load_floats<W>(span.at<const T>(2 + t) + i, n, whole, finetuned);
-  load_limits<W>(span.tensor.info, trim, t, i, n, limits);
+  load_limits<W>(info, trim, t, i, n, limits);
 #pragma unroll
   for (int j = 0; j < W; ++j) {
     const bool kept = magnitude_bits(finetuned[j] - base[j]) >= limits[j];

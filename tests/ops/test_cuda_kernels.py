@@ -123,3 +123,25 @@ def test_breadcrumbs_refuses_more_tasks_than_fit_in_shared_memory():
     weights = torch.rand(4097, 1, dtype=torch.float64, generator=generator())
     with pytest.raises(RuntimeError, match="breadcrumbs: at most 4096 tasks on a GPU, got 4097"):
         BREADCRUMBS(base, finetuned, weights, [0], [1], backend="cuda_emulated")
+
+
+@pytest.mark.parametrize("spread", ["normal", "outliers", "few values", "equal", "infinite"])
+@pytest.mark.parametrize("size", [1, 33, 512, 700, 1024, 1025, 4096, 4097])
+def test_breadcrumbs_cuts_rows_of_any_length_and_spread_as_the_cpu_does(size, spread):
+    g = generator(size)
+    base = [torch.randn(3, size, generator=g)]
+    delta = torch.randn(3, size, generator=g) * 1e-2
+    if spread == "outliers":
+        delta[:, ::50] *= 1e6
+    elif spread == "few values":
+        delta = torch.round(delta * 100) / 64
+        base = [torch.zeros(3, size)]
+    elif spread == "equal":
+        delta, base = torch.full((3, size), 0.25), [torch.zeros(3, size)]
+    elif spread == "infinite":
+        delta[:, ::7] = torch.inf
+    finetuned, weights = [base[0] + delta], torch.full((1, 1), 0.5, dtype=torch.float64)
+    for removed, kept in ((0, 0), (0, size), (size // 10, size // 5), (size // 3, size - size // 3), (size, 0)):
+        args = (base, finetuned, weights, [removed], [kept])
+        ours, theirs = (BREADCRUMBS(*args, backend=b)[0] for b in ("cuda_emulated", "cpu"))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)

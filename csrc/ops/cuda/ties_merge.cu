@@ -30,7 +30,7 @@ struct Tally {
 template <Combine C, int W>
 struct Totals {
   double vote[W] = {}, plus[W] = {}, minus[W] = {};
-  int above[W] = {}, below[W] = {};
+  unsigned counts[W] = {};  // of deltas above zero, and in the upper half below
 
   template <Elect E>
   __device__ __forceinline__ void add(const double (&deltas)[W], double share) {
@@ -39,8 +39,7 @@ struct Totals {
       vote[j] = add_vote<E>(vote[j], deltas[j], share);
       plus[j] = add_agreeing<C>(plus[j], deltas[j], 1.0);
       minus[j] = add_agreeing<C>(minus[j], deltas[j], -1.0);
-      above[j] += deltas[j] > 0;
-      below[j] += deltas[j] < 0;
+      counts[j] += deltas[j] > 0 ? 1 : deltas[j] < 0 ? 1u << 16 : 0;
     }
   }
 
@@ -48,7 +47,7 @@ struct Totals {
   __device__ __forceinline__ double finish(int j, double undecided, bool mean, Tally& tally) const {
     const double sign = elected_sign(vote[j], undecided);
     const double total = sign > 0 ? plus[j] : sign < 0 ? minus[j] : 0.0;
-    const double count = sign > 0 ? above[j] : below[j];
+    const double count = sign > 0 ? counts[j] & 0xFFFF : counts[j] >> 16;
     tally.signs += static_cast<int>(elected_sign(vote[j], 0.0));
     tally.mattered |= vote[j] == 0 && total != 0;
     if (C == Combine::kSum && mean) return merged_delta<Combine::kMean>(total, count, sign);
@@ -58,17 +57,27 @@ struct Totals {
 
 template <Elect E, Combine C, class T>
 __device__ __forceinline__ Tally merge_span(const TiesSpan& span, const Rules& x, double undecided) {
+  constexpr int kGroup = 4;
   constexpr int W = 4;  // eight half-precision values at once take too many registers
   Tally tally;
   for_each_vector<W>(span, [&](int64_t i, int n, auto whole) {
     float base[W];
     load_floats<W>(span.at<const T>(1) + i, n, whole, base);
     Totals<C, W> totals;
-#pragma unroll 2
-    for (int64_t t = 0; t < x.trim.tasks; ++t) {
-      double deltas[W];
-      load_kept<T, W>(span, x.trim, t, i, n, whole, base, deltas);
-      totals.template add<E>(deltas, E == Elect::kMass || E == Elect::kCount ? 1.0 : __ldg(x.shares + t));
+#pragma unroll 1
+    for (int64_t first = 0; first < x.trim.tasks; first += kGroup) {
+      float finetuned[kGroup][W];  // all on their way before the first is used
+#pragma unroll
+      for (int g = 0; g < kGroup; ++g)
+        if (first + g < x.trim.tasks) load_floats<W>(span.at<const T>(2 + first + g) + i, n, whole, finetuned[g]);
+#pragma unroll
+      for (int g = 0; g < kGroup; ++g) {
+        const int64_t t = first + g;
+        if (t >= x.trim.tasks) break;
+        double deltas[W];
+        kept_deltas<W>(span.tensor.info, x.trim, t, i, n, base, finetuned[g], deltas);
+        totals.template add<E>(deltas, E == Elect::kMass || E == Elect::kCount ? 1.0 : __ldg(x.shares + t));
+      }
     }
 #pragma unroll
     for (int j = 0; j < W; ++j)
@@ -112,9 +121,11 @@ __device__ __forceinline__ double sum_squares(const TiesSpan& span, const Trim& 
   double sum = 0;
   for_each_vector<W>(span, [&](int64_t i, int n, auto whole) {
     float base[W];
+    float finetuned[W];
     double deltas[W];
     load_floats<W>(span.at<const T>(1) + i, n, whole, base);
-    load_kept<T, W>(span, trim, t, i, n, whole, base, deltas);
+    load_floats<W>(span.at<const T>(2 + t) + i, n, whole, finetuned);
+    kept_deltas<W>(span.tensor.info, trim, t, i, n, base, finetuned, deltas);
 #pragma unroll
     for (int j = 0; j < W; ++j) sum += deltas[j] * deltas[j];
   });
