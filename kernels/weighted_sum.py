@@ -57,3 +57,17 @@ def _one_tensor(base: Tensor, finetuned: list[Tensor], weights: Tensor) -> Tenso
             FIRST=first == 0, LAST=first + TASKS_PER_LAUNCH >= tasks, BLOCK=BLOCK,
         )  # fmt: skip
     return out
+
+
+COMPILED = [
+    (
+        "_weighted_sum_kernel",
+        {
+            "base": f"*{kind}:16", "out": f"*{kind}:16", "partial": "*fp64:16", "finetuned": (f"*{kind}:16",) * tasks,
+            "weights": "*fp64", "weights_stride": "i32", "numel": "i32:16",
+        },
+        {"FIRST": first, "LAST": last, "BLOCK": BLOCK},
+    )
+    for kind in ("fp32", "bf16", "fp16")
+    for tasks, first, last in ((8, True, True), (TASKS_PER_LAUNCH, True, False), (1, False, True))
+]  # fmt: skip
