@@ -19,6 +19,7 @@ from taskarith_fast.ops.kth_magnitude import kth_magnitude
 from taskarith_fast.ops.linear import linear
 from taskarith_fast.ops.lowrank_sum import lowrank_sum
 from taskarith_fast.ops.masked_wgrad_ import masked_wgrad, masked_wgrad_, row_starts
+from taskarith_fast.ops.masked_wgrad_adamw_step_ import masked_wgrad_adamw_step_
 from taskarith_fast.ops.pack_bits import pack_bits
 from taskarith_fast.ops.selected_square_sums import selected_square_sums
 from taskarith_fast.ops.selection import Selection
@@ -58,6 +59,7 @@ __all__ = [
     "lowrank_sum",
     "masked_wgrad",
     "masked_wgrad_",
+    "masked_wgrad_adamw_step_",
     "pack_bits",
     "row_starts",
     "selected_square_sums",

@@ -36,7 +36,7 @@ def fisher_diag_fake(fisher: Tensor, x: Tensor, grad_y: Tensor, scale: float) ->
     return None
 
 
-OP = define_op("fisher_diag_", SCHEMA, fisher_diag_reference, fisher_diag_fake)
+OP = define_op("fisher_diag_", SCHEMA, fisher_diag_reference, fisher_diag_fake, triton=True)
 
 
 def fisher_diag_(fisher: Tensor, x: Tensor, grad_y: Tensor, *, scale: float = 1.0, backend: str = "auto") -> Tensor:

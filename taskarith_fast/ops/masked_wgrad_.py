@@ -2,9 +2,9 @@ r"""Add a dense layer's weight gradient at selected entries only: no dense gradi
 
     values[j] += sum_n grad_y[n, o_j] * x[n, k_j]        (o_j, k_j): the j-th selected entry, in row-major order
 
-Rows of the weight without a selected entry are never looked at. Where few entries are selected each one is a dot
-product of its own; else the gradient is computed tile by tile, tiles without a selected entry are skipped, and of the
-others only the selected entries leave the registers.
+The gradient is computed tile by tile, tiles without a selected entry are skipped, and of the others only the selected
+entries leave the registers. On the CPU, rows of the weight without a selected entry are never looked at, and where few
+entries are selected each one is a dot product of its own.
 
 Cost: at most the 2 N o k operations of the whole weight gradient, less in proportion to rows that are skipped; memory
 8 bytes a row and the [count] values. In place; not differentiable.
@@ -37,7 +37,7 @@ def masked_wgrad_fake(values: Tensor, x: Tensor, grad_y: Tensor, mask: Tensor, r
     return None
 
 
-OP = define_op("masked_wgrad_", SCHEMA, masked_wgrad_reference, masked_wgrad_fake)
+OP = define_op("masked_wgrad_", SCHEMA, masked_wgrad_reference, masked_wgrad_fake, triton=True)
 
 
 def row_starts(mask: Tensor, shape: Sequence[int]) -> Tensor:
@@ -79,11 +79,7 @@ def masked_wgrad_(
     """
     check_rows(x, grad_y)
     o, k = grad_y.shape[-1], x.shape[-1]
-    check_bits([mask], [o * k])
-    if row_starts.dtype != torch.int64 or row_starts.shape != (o + 1,):
-        raise ArgumentError(
-            f"row_starts must be int64 of shape [o + 1 = {o + 1}], got {row_starts.dtype} {list(row_starts.shape)}"
-        )
+    check_mask(mask, row_starts, o, k)
     if values.dtype != torch.float32 or values.dim() != 1:
         raise ArgumentError(f"values must be float32 of shape [count], got {values.dtype} {list(values.shape)}")
     check_contiguous("values", values)
@@ -106,3 +102,12 @@ def masked_wgrad(x: Tensor, grad_y: Tensor, mask: Tensor, row_starts: Tensor, *,
     """
     values = x.new_zeros(int(row_starts[-1]), dtype=torch.float32)
     return masked_wgrad_(values, x, grad_y, mask, row_starts, backend=backend)
+
+
+def check_mask(mask: Tensor, row_starts: Tensor, o: int, k: int) -> None:
+    """Check the sizes of the packed mask of a weight [o, k] and of its row_starts; ArgumentError otherwise."""
+    check_bits([mask], [o * k])
+    if row_starts.dtype != torch.int64 or row_starts.shape != (o + 1,):
+        raise ArgumentError(
+            f"row_starts must be int64 of shape [o + 1 = {o + 1}], got {row_starts.dtype} {list(row_starts.shape)}"
+        )

@@ -1,9 +1,8 @@
-"""Every Triton kernel compiled ahead of time: it fits the GPU, spills nothing, and its 16-bit products use tensor cores.
+"""Every Triton kernel compiled ahead of time: it fits the GPU, spills nothing, and uses tensor cores where it can.
 
 A module of kernels/ lists what is launched from it as ``COMPILED``: (kernel's name, signature, constants). A signature
-maps each argument to Triton's type, ``:16`` behind it where address or value is a multiple of 16; a tuple of types is a
-tuple of arguments. Constants are the kernel's, and ``num_warps`` and ``num_stages``; an argument that is left out is one
-of them.
+maps each argument to Triton's type, ``:16`` behind it where address or value is a multiple of 16; a tuple of types is
+a tuple of arguments. Constants are the kernel's other arguments, and ``num_warps`` and ``num_stages``.
 """
 
 import importlib

@@ -66,9 +66,9 @@ class InPlace:
         return self._on_copies(lambda *a: self.op(*a, backend=backend), args)
 
     def _on_copies(self, run: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
-        copies = [_cloned(a) if i in self.changed else a for i, a in enumerate(args)]
+        copies = [_cloned(a) if i in self.changed and a is not None else a for i, a in enumerate(args)]
         run(*copies)
-        return [x for i in self.changed for x in listed(copies[i])]
+        return [x for i in self.changed if copies[i] is not None for x in listed(copies[i])]
 
 
 def _cloned(argument: Any) -> Any:

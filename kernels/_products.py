@@ -1,0 +1,57 @@
+"""What kernels with matrix products share: the precision of a product, and the size of a tile.
+
+Operands of one 16-bit type go to the tensor cores, all others are widened and multiplied as float32 proper ("ieee"):
+tf32 would cut 13 of a factor's 23 bits, far outside the error budget. Tensor cores cut off the bits that a sum does not
+hold, always towards zero, so that long sums drift; ``RUN`` rows are summed there, then added with rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+RUN = 256
+# The interpreter keeps bfloat16 as integers and would multiply those.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+class Tile(NamedTuple):
+    """A block's part of the result, and how it is computed: `depth` products an entry in each step."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a launch takes."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def first_that_fills(tiles: tuple[Tile, ...], rows: int, columns: int, device: torch.device) -> Tile:
+    """The first of `tiles`, large to small, that gives every multiprocessor a part of the result; else the last."""
+    if device.type != "cuda":
+        return tiles[-1]
+    blocks = torch.cuda.get_device_properties(device).multi_processor_count
+    fitting = (t for t in tiles if triton.cdiv(rows, t.rows) * triton.cdiv(columns, t.columns) >= blocks)
+    return next(fitting, tiles[-1])
+
+
+def on_tensor_cores(*operands: Tensor) -> bool:
+    """Whether all operands are of one 16-bit type."""
+    return {t.dtype for t in operands} in ({torch.bfloat16}, {torch.float16})
+
+
+@triton.jit
+def add_product(total, a, b):
+    """total + a b for a float32 tile and two tiles of any storage type."""
+    if INTERPRETED or a.dtype != b.dtype:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
