@@ -7,7 +7,9 @@ whose input has no tangent. `dy` is linear in the tangents, and its gradient by 
 at the expansion point, so that only `x` and `W` are kept for it: ``grad_dx = g W``, ``grad_dW = g^T x``. Nothing is
 differentiated by `x`, `W` and `b`, which are constants of a linearized model.
 
-Products go by the route of `ops.linear`, forward and backward. Not a registered operator, for the same reasons.
+The registered operator computes y and dy together, in one pass over x and W. It is taken on GPUs for 16-bit operands,
+where a second and third pass over the output cost as much as the products of a small layer; elsewhere products go by
+the route of `ops.linear`, which no kernel of ours beats on a CPU. The backward pass always does.
 """
 
 from __future__ import annotations
@@ -15,10 +17,75 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from taskarith_fast.ops._dual import check_pair, plain
+from taskarith_fast.ops._contract import define_op
+from taskarith_fast.ops._dual import check_pair, plain, wide
 from taskarith_fast.ops.linear import linear, linear_backward
+
+SCHEMA = (
+    "(Tensor x, Tensor? dx, Tensor weight, Tensor? bias, Tensor? dweight, Tensor? dbias, bool with_value) "
+    "-> (Tensor, Tensor)"
+)
+
+
+def dual_linear_reference(
+    x: Tensor,
+    dx: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    with_value: bool,
+) -> tuple[Tensor, Tensor]:
+    """The formula in float32, or in float64 for float64; x and dx are [M, k]."""
+    with torch.autocast(x.device.type, enabled=False):
+        y = F.linear(wide(x), wide(weight), None if bias is None else wide(bias)) if with_value else x.new_empty(0)
+        dy = wide(x.new_zeros(len(x), len(weight)))
+        if dx is not None:
+            dy = dy + F.linear(wide(dx), wide(weight))
+        if dweight is not None:
+            dy = dy + F.linear(wide(x), wide(dweight))
+        if dbias is not None:
+            dy = dy + wide(dbias)
+    return y.detach().to(x.dtype).contiguous(), dy.to(x.dtype).contiguous()
+
+
+def dual_linear_fake(
+    x: Tensor,
+    dx: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    with_value: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = (x.shape[0], weight.shape[0])
+    return x.new_empty(shape if with_value else (0,)), x.new_empty(shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, _, weight, _, dweight, _, _ = inputs
+    ctx.save_for_backward(x if dweight is not None else None, weight)
+
+
+def _backward(ctx: Any, _: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    _, by_dx, _, _, by_dweight, by_dbias, _ = ctx.needs_input_grad
+    grad_dx, grad_dweight, grad_dbias = _gradients(grad, x, weight, by_dx, by_dweight, by_dbias)
+    return None, grad_dx, None, None, grad_dweight, grad_dbias, None
+
+
+OP = define_op(
+    "dual_linear",
+    SCHEMA,
+    dual_linear_reference,
+    dual_linear_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    triton=True,
+)
 
 
 def dual_linear(
@@ -28,6 +95,8 @@ def dual_linear(
     bias: Tensor | None = None,
     dweight: Tensor | None = None,
     dbias: Tensor | None = None,
+    *,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Apply a dense layer to an input and its tangent.
 
@@ -38,6 +107,7 @@ def dual_linear(
         bias: Bias, shape [o], or None.
         dweight: Tangent of the weight, shape [o, k], or None.
         dbias: Tangent of the bias, shape [o], or None.
+        backend: "auto", or "reference" or "triton" for the registered operator.
 
     Returns:
         y of shape [..., o], without gradient, and dy of the same shape, differentiable by the tangents; None if
@@ -45,24 +115,67 @@ def dual_linear(
 
     Raises:
         ArgumentError: If a tangent does not have the shape of its tensor, or under forward-mode AD.
+        BackendError: If `backend` is absent.
     """
     check_pair("dual_linear", x=(x, dx), weight=(weight, dweight), bias=(bias, dbias))
     x, weight, bias = x.detach(), weight.detach(), plain(bias)
-    return linear(x, weight, bias), linear_tangent(x, dx, weight, dweight, dbias)
+    operands = _cast((x, dx, weight, bias, dweight, dbias))
+    if (dx is not None or dweight is not None) and _is_fused(backend, operands):
+        return _run(*operands, with_value=True, backend=backend)
+    return linear(x, weight, bias), linear_tangent(x, dx, weight, dweight, dbias, backend)
 
 
 def linear_tangent(
-    x: Tensor, dx: Tensor | None, weight: Tensor, dweight: Tensor | None, dbias: Tensor | None
+    x: Tensor,
+    dx: Tensor | None,
+    weight: Tensor,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    backend: str = "auto",
 ) -> Tensor | None:
     """dy alone; arguments as dual_linear's."""
-    operands = _cast((x, dx, weight, dweight, dbias))
-    if operands[1] is None and operands[3] is None:
-        return None if operands[4] is None else operands[4].expand(*x.shape[:-1], -1)
+    x, dx, weight, dweight, dbias = operands = _cast((x, dx, weight, dweight, dbias))
+    if dx is None and dweight is None:
+        return None if dbias is None else dbias.expand(*x.shape[:-1], -1)
+    if _is_fused(backend, operands):
+        return _run(x, dx, weight, None, dweight, dbias, with_value=False, backend=backend)[1]
     with torch.autocast(x.device.type, enabled=False):
         return _Tangent.apply(*operands)
 
 
-def _cast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _is_fused(backend: str, operands: tuple[Any, ...]) -> bool:
+    """Whether the registered operator runs: asked for, or by the rule of this module."""
+    if backend != "auto":
+        return True
+    kinds = {(t.device.type, t.dtype) for t in operands if t is not None}
+    return kinds in ({("cuda", torch.bfloat16)}, {("cuda", torch.float16)}) and OP.absent("triton") is None
+
+
+def _run(
+    x: Tensor,
+    dx: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    *,
+    with_value: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    rows, steps = _rows(x), None if dx is None else _rows(dx)
+    y, dy = OP(rows, steps, weight, bias, dweight, dbias, with_value, backend=backend)
+    shape = (*x.shape[:-1], len(weight))
+    return y.detach().view(shape) if with_value else y, dy.view(shape)
+
+
+def _gradients(
+    grad: Tensor, x: Tensor | None, weight: Tensor, by_dx: bool, by_dweight: bool, by_dbias: bool
+) -> tuple[Tensor | None, ...]:
+    """The gradients by dx, dweight and dbias."""
+    return *linear_backward(grad, x, weight, by_dx, by_dweight), grad.flatten(0, -2).sum(0) if by_dbias else None
+
+
+def _cast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     """Under autocast the operands in its type, as it would cast them for F.linear."""
     device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):
@@ -93,6 +206,5 @@ class _Tangent(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         _, by_dx, _, by_dweight, by_dbias = ctx.needs_input_grad
-        grad_dx, grad_dweight = linear_backward(grad, x, weight, by_dx, by_dweight)
-        grad_dbias = grad.flatten(0, -2).sum(0) if by_dbias else None
+        grad_dx, grad_dweight, grad_dbias = _gradients(grad, x, weight, by_dx, by_dweight, by_dbias)
         return None, grad_dx, None, grad_dweight, grad_dbias
