@@ -151,7 +151,12 @@ CASES = [
         "masked_wgrad_",
         lambda dtype: gradient_cases.masked(0.1, True, _mlp(dtype)),
     ),
-    *_by_dtype("dual_linear/vit_l14_mlp", "", linear),
+    *_by_dtype(
+        "masked_wgrad_adamw_step_/vit_l14_mlp_random_0.1",
+        "masked_wgrad_adamw_step_",
+        lambda dtype: gradient_cases.masked_step(0.1, _mlp(dtype)),
+    ),
+    *_by_dtype("dual_linear/vit_l14_mlp", "dual_linear", linear),
     *_by_dtype("dual_layer_norm/vit_l14", "dual_layer_norm", layer_norm),
     *_by_dtype("dual_gelu/vit_l14_mlp", "dual_gelu", gelu),
     *_by_dtype(

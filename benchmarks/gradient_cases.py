@@ -102,3 +102,38 @@ def masked(density: float, rows: bool = False, layer: Layer = VIT_B32_MLP) -> Co
         baselines={f"{_ROUTES[route]}, then gather": gathered(route) for route in routes},
         flops=layer.flops,
     )
+
+
+def masked_step(density: float, layer: Layer = VIT_B32_MLP) -> Contest:
+    """Gradient and AdamW step of the selected entries in one, against one after the other, compact and dense."""
+    x, grad_y = layer.operands()
+    shape = layer.outputs, layer.inputs
+    mask = torch.rand(shape, generator=shapes.generator(1)) < density
+    bits, selection = ops.pack_bits([mask])[0], ops.Selection.of(mask)
+    starts = ops.row_starts(bits, shape)
+    weight = torch.zeros(shape, dtype=layer.dtype)
+    m, v = torch.zeros(selection.count), torch.zeros(selection.count)
+    dense = torch.zeros(shape, dtype=layer.dtype, requires_grad=True)
+    optimizer = torch.optim.AdamW([dense], lr=1e-5, fused=True)
+    whole = _weight_gradient(x, grad_y, "linear")
+
+    def one_after_the_other() -> None:
+        grad = ops.masked_wgrad(x, grad_y, bits, starts)
+        ops.sparse_adamw_step_([weight], [grad], [m], [v], [selection], lr=1e-5, step=10)
+
+    def dense_step() -> None:
+        dense.grad = whole()
+        optimizer.step()
+
+    return Contest(
+        ours={
+            "taskarith_fast": lambda: ops.masked_wgrad_adamw_step_(
+                weight, m, v, x, grad_y, bits, starts, lr=1e-5, step=10
+            )
+        },
+        baselines={
+            "masked_wgrad, then sparse_adamw_step_": one_after_the_other,
+            "F.linear, then torch fused AdamW": dense_step,
+        },
+        flops=layer.flops,
+    )

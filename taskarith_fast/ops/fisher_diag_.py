@@ -4,7 +4,8 @@ r"""Add a dense layer's Fisher diagonal: squares of per-SAMPLE weight gradients,
 
 The inner sum over a sample's S tokens is its weight gradient. It lives in a register tile and is squared there: no
 per-sample gradient exists in memory. The square of a batch's summed gradient, which some published code accumulates,
-is another quantity; Fisher merging (arXiv 2111.09832) needs this one.
+is another quantity; Fisher merging (arXiv 2111.09832) needs this one. On GPUs it is written in Triton: operands of one
+16-bit type go to tensor cores, float32 ones are multiplied in float32, never in tf32.
 
 Cost: 2 B S o k multiplications and additions, as one ordinary weight gradient of the batch; one read and one write of
 `fisher`. In place; not differentiable.

@@ -14,6 +14,9 @@ Two methods, both through the Gram matrix G of the shorter side, N = min(m, n), 
 D_r minimises ||D - D_r||_F; where s_r = s_{r+1} the minimiser is not unique, and two exact methods may
 differ.
 
+No Triton kernel is written: cuBLAS (torch.bmm) multiplies such batches on tensor cores, in float64 too, and all that a
+kernel of ours could save is half of a symmetric product, little beside the eigenvectors.
+
 Not differentiable: the derivative grows as 1 / (s_i^2 - s_j^2), and nothing here needs it. One matrix is
 computed by one thread, so results do not depend on the thread count.
 """

@@ -8,11 +8,11 @@ from tests.ops.dual_budget import assert_within_term_budget
 _ALL = "dx bias dweight dbias"
 
 
-def _sample(m, k, o, present=_ALL, with_value=True):
+def _sample(m, k, o, present=_ALL, with_value=True, spread=1.0):
     def make(dtype):
         g = generator(2)
         shapes = {"x": (m, k), "dx": (m, k), "weight": (o, k), "bias": (o,), "dweight": (o, k), "dbias": (o,)}
-        tensors = {name: torch.randn(shape, generator=g).to(dtype) for name, shape in shapes.items()}
+        tensors = {name: (spread * torch.randn(shape, generator=g)).to(dtype) for name, shape in shapes.items()}
         names = ["x", "weight", *present.split()]
         return *(tensor if name in names else None for name, tensor in tensors.items()), with_value
 
@@ -45,6 +45,7 @@ def _compare(args, out, eager, truth):
 CASE = OpCase(
     op=OP,
     samples={
+        "small": _sample(3, 5, 4, spread=0.3),
         "odd sizes": _sample(13, 21, 34),
         "whole tiles": _sample(128, 64, 64),
         "more than a band of tiles": _sample(600, 19, 70),

@@ -6,12 +6,15 @@ import torch.nn.functional as F
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops import (
+    Selection,
     fisher_diag_,
     fisher_diag_elementwise_,
     masked_wgrad,
     masked_wgrad_,
+    masked_wgrad_adamw_step_,
     pack_bits,
     row_starts,
+    sparse_adamw_step_,
 )
 from taskarith_fast.ops.masked_wgrad_ import OP
 
@@ -145,3 +148,34 @@ def test_row_starts_of_another_mask_write_nowhere():
     with pytest.raises(RuntimeError, match="row_starts must end with"):
         masked_wgrad_(values[1:].clone(), x, grad_y, bits, starts, backend="cpu")
     assert not values.any()
+
+
+def test_the_fused_step_is_the_gradient_then_the_sparse_step():
+    mask, bits, starts = _packed()
+    x, grad_y, count = torch.randn(3, 4, 10), torch.randn(3, 4, 6), int(starts[-1])
+    fused = [torch.randn(6, 10), torch.randn(count), torch.rand(count)]
+    apart = [t.clone() for t in fused]
+    masked_wgrad_adamw_step_(*fused, x, grad_y, bits, starts, lr=0.1, step=3)
+    grad = masked_wgrad(x, grad_y, bits, starts)
+    sparse_adamw_step_(*([t] for t in (apart[0], grad, *apart[1:])), [Selection.of(mask)], lr=0.1, step=3)
+    for ours, theirs in zip(fused, apart, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.equal(fused[0][~mask], apart[0][~mask])
+
+
+def test_arguments_of_the_fused_step_that_do_not_fit_are_refused():
+    x, grad_y = torch.ones(3, 10), torch.ones(3, 6)
+    _, bits, starts = _packed()
+    weight, moment = torch.zeros(6, 10), torch.zeros(int(starts[-1]))
+
+    def step(weight=weight, v=moment, **options):
+        masked_wgrad_adamw_step_(weight, moment, v, x, grad_y, bits, starts, **{"lr": 0.1, "step": 1, **options})
+
+    with pytest.raises(ArgumentError, match=r"param must be float32, .* o=6 rows of k=10 entries, got .* \[10, 6\]"):
+        step(weight.t())
+    with pytest.raises(ArgumentError, match=r"exp_avg_sq must be float32 of shape \[count\], got torch.float64"):
+        step(v=moment.double())
+    with pytest.raises(ArgumentError, match=r"master must be float32 of shape \[count\], got torch.float32 \[6, 10\]"):
+        step(master=weight)
+    with pytest.raises(ArgumentError, match="step must be 1 or more, got 0"):
+        step(step=0)
