@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 RUN = 320  # a multiple of every tile's depth; holds the tokens of one image of ViT-L/14
+FLOAT32 = tl.constexpr("ieee")
 # The interpreter keeps bfloat16 as integers and would multiply those.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
@@ -54,4 +55,4 @@ def add_product(total, a, b):
     """total + a b for a float32 tile and two tiles of any storage type."""
     if INTERPRETED or a.dtype != b.dtype:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, total, input_precision="ieee")
+    return tl.dot(a, b, total, input_precision=FLOAT32)

@@ -61,7 +61,7 @@ def _fisher_diag_kernel(
     tl.store(out, tl.load(out, mask=inside, other=0.0) + scale * squares, mask=inside)
 
 
-def fisher_diag_triton(fisher: Tensor, x: Tensor, grad_y: Tensor, scale: float) -> None:
+def fisher_diag__triton(fisher: Tensor, x: Tensor, grad_y: Tensor, scale: float) -> None:
     """The op's own signature: `fisher` [o, k], `x` [B, S, k], `grad_y` [B, S, o], one device."""
     (samples, tokens, k), o = x.shape, grad_y.shape[-1]
     if not fisher.numel() or not samples * tokens:

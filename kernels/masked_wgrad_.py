@@ -47,7 +47,7 @@ def _masked_wgrad_kernel(
             tl.store(values + place, before + gradient[i], mask=selected)
 
 
-def masked_wgrad_triton(values: Tensor, x: Tensor, grad_y: Tensor, mask: Tensor, row_starts: Tensor) -> None:
+def masked_wgrad__triton(values: Tensor, x: Tensor, grad_y: Tensor, mask: Tensor, row_starts: Tensor) -> None:
     """The op's own signature: `values` [count], `x` [N, k], `grad_y` [N, o], packed `mask` [o, k], one device."""
     (n, k), o = x.shape, grad_y.shape[1]
     if not values.numel() or not n:

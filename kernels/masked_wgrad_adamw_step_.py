@@ -60,7 +60,7 @@ def _masked_wgrad_adamw_step_kernel(
             tl.store(weight, p.to(param.dtype.element_ty), mask=selected)
 
 
-def masked_wgrad_adamw_step_triton(
+def masked_wgrad_adamw_step__triton(
     param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, master: Tensor | None, x: Tensor, grad_y: Tensor,
     mask: Tensor, row_starts: Tensor, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
     step: int, maximize: bool,

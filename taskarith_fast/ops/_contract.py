@@ -103,8 +103,7 @@ def define_op(
         fake: Result shapes and types without data.
         backward: Gradient formula for torch.library.register_autograd; without it the operator is not differentiable.
         setup_context: What to keep for `backward`.
-        triton: Whether ``taskarith_fast.kernels.<name>`` has a launcher ``<name>_triton``, of one
-            underscore.
+        triton: Whether ``taskarith_fast.kernels.<name>`` has a launcher ``<name>_triton``.
     """
     for namespace, library in _LIBRARIES.items():
         library.define(name + schema)
@@ -134,7 +133,7 @@ def registered() -> list[Op]:
 def _lazy_launcher(name: str) -> Callable[..., Any]:
     def launch(*args: Any) -> Any:
         module = importlib.import_module(f"taskarith_fast.kernels.{name}")
-        return getattr(module, f"{name.rstrip('_')}_triton")(*args)
+        return getattr(module, f"{name}_triton")(*args)
 
     return launch
 
