@@ -1,14 +1,18 @@
-// exp and erfc in float, branch-free, so that loops over them vectorize.
+// exp, sigmoid and reciprocal in float, shared by the devices: on the CPU branch-free, so that loops over them
+// vectorize; on a GPU by its own instructions.
 #pragma once
 
 #include <cstdint>
 
-#include "math/simd_vector.h"
+#include "utils/host_device.h"
 
 namespace taskarith {
 
-// Cephes' expf: within 2 units in the last place for x <= 88; exactly 0 below -87.3.
-TASKARITH_INLINE float exp_float(float x) {
+// Within 2 units in the last place for x <= 88. On the CPU Cephes' expf, exactly 0 below -87.3.
+TASKARITH_HOST_DEVICE float exp_float(float x) {
+#ifdef __CUDA_ARCH__
+  return expf(x);
+#else
   const float c = x < -87.3f ? -87.3f : (x > 88.0f ? 88.0f : x);
   const float shifted = c * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the sum rounds to an integer
   const float n = shifted - 12582912.0f;
@@ -24,26 +28,20 @@ TASKARITH_INLINE float exp_float(float x) {
   const int32_t power = (static_cast<int32_t>(n) + 127) << 23;
   const float y = p * __builtin_bit_cast(float, power);
   return x < -87.3f ? 0.0f : (x != x ? x : y);
+#endif
 }
 
-TASKARITH_INLINE float sigmoid_float(float x) { return 1.0f / (1.0f + exp_float(-x)); }
-
-// erfc by a Chebyshev fit in t = 1 / (1 + |z| / 2) (Press et al. 1992, section 6.2): relative error 1.2e-7 for z >= 0.
-TASKARITH_INLINE float erfc_float(float z) {
-  const float a = z < 0.0f ? -z : z;
-  const float t = 1.0f / (1.0f + 0.5f * a);
-  float p = 0.17087277f;
-  p = p * t - 0.82215223f;
-  p = p * t + 1.48851587f;
-  p = p * t - 1.13520398f;
-  p = p * t + 0.27886807f;
-  p = p * t - 0.18628806f;
-  p = p * t + 0.09678418f;
-  p = p * t + 0.37409196f;
-  p = p * t + 1.00002368f;
-  p = p * t - 1.26551223f;
-  const float y = t * exp_float(p - a * a);
-  return z < 0.0f ? 2.0f - y : y;
+// 1 / x for x >= 1, to one unit.
+TASKARITH_HOST_DEVICE float reciprocal_float(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0f / x;
+#endif
 }
+
+TASKARITH_HOST_DEVICE float sigmoid_float(float x) { return reciprocal_float(1.0f + exp_float(-x)); }
 
 }  // namespace taskarith

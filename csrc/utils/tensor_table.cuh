@@ -159,7 +159,7 @@ class TensorTable {
     bool aligned = true;
     for (const void* p : vectors) {
       pointers_.push_back(reinterpret_cast<uintptr_t>(p));
-      aligned = aligned && pointers_.back() % 16 == 0;
+      aligned = aligned && all_aligned({p});
     }
     for (const void* p : others) pointers_.push_back(reinterpret_cast<uintptr_t>(p));
     entries_.push_back({numel, chunks_, index, storage_of(type), aligned, info});

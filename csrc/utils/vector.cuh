@@ -1,7 +1,9 @@
 // Values in storage types moved as float: W at a time by one 128-bit access, or one by one.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 #include "utils/device.cuh"
 
@@ -24,6 +26,13 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
+}
+
+// Whether 128-bit accesses may start at every pointer; a null pointer is no obstacle.
+inline bool all_aligned(std::initializer_list<const void*> pointers) {
+  uintptr_t bits = 0;
+  for (const void* p : pointers) bits |= reinterpret_cast<uintptr_t>(p);
+  return bits % 16 == 0;
 }
 
 // A whole vector as one integer.

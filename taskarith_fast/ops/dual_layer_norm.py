@@ -100,7 +100,7 @@ def _rms_norm_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dh/dx is symmetric, so the formula of dy is its own transpose."""
     cotangent = grad if weight is None else grad * weight
-    grad_dx = dual_layer_norm_reference(x, cotangent, None, None, None, eps, False) if by_dx else None
+    grad_dx = OP(x, cotangent, None, None, None, eps, False, backend=backend_of(x, "auto")) if by_dx else None
     h, _ = normalized(x, eps, False)
     grad_dweight = (grad * h).flatten(0, -2).sum(0).to(x.dtype) if by_dweight else None
     return grad_dx, grad_dweight
@@ -137,7 +137,7 @@ def dual_layer_norm(
         dweight: Tangent of the weight, or None.
         dbias: Tangent of the bias, or None.
         eps: Added to the variance.
-        backend: "auto", "reference" or "cpu", of dy.
+        backend: "auto", "reference", "cpu", "cuda" or "cuda_emulated", of dy.
 
     Returns:
         y of shape [..., D], without gradient, and dy, differentiable by the tangents; None if there is no tangent.

@@ -46,6 +46,8 @@ CASE = OpCase(
         "tanh far out": _sample((1001,), "tanh", 40.0),
         "quick far out": _sample((1001,), "quick", 40.0),
         "more than a block": _sample((3, 4099), "none"),
+        "blocks of several turns": _sample((3, 90_001), "quick"),
+        "tanh, more than a block": _sample((5000,), "tanh"),
         "empty": _sample((0, 3), "none"),
         "no dimension": _sample((), "none"),
         "not contiguous": _strided,

@@ -13,6 +13,11 @@ def _sample(samples, tokens, d, multiplied=True):
     return make
 
 
+def _mixed(dtype):
+    fisher, grad_y, x, scale = _sample(3, 9, 40)(dtype)
+    return fisher, grad_y, x.half(), scale
+
+
 def _sequence_first(dtype):
     fisher, grad_y, x, scale = _sample(3, 5, 37)(dtype)
     return fisher, *(t.transpose(0, 1).contiguous().transpose(0, 1) for t in (grad_y, x)), scale
@@ -37,6 +42,10 @@ CASE = OpCase(
         "more than a strip": _sample(4, 17, 1025),
         "position embedding": _sample(6, 1, 50 * 32, multiplied=False),
         "one sample": _sample(1, 197, 9),
+        "norm weight of a transformer": _sample(3, 50, 192),
+        "samples of several turns": _sample(70, 9, 520),
+        "many samples": _sample(70, 3, 40),
+        "two types": _mixed,
         "no sample": _sample(0, 5, 7),
         "no token": _sample(3, 0, 7),
         "no entry": _sample(3, 5, 0),

@@ -1,18 +1,13 @@
 #include "ops/dual_layer_norm.h"
 
-#include <cmath>
-
 #include "math/aligned_buffer.h"
+#include "math/layer_norm.h"
 #include "utils/parallel.h"
 
 namespace taskarith {
 namespace {
 
 constexpr int64_t kRows = 16;  // rows a work item
-
-struct Moments {
-  float mean, rstd, mean_dx, mean_h_dx;
-};
 
 // Absent tensors are null.
 struct Row {
@@ -22,50 +17,49 @@ struct Row {
   bool centered;
 };
 
-TASKARITH_SIMD Moments moments(const Row& row) {
+TASKARITH_SIMD NormMoments moments(const Row& row) {
   const float* __restrict x = row.x;
   const float* __restrict dx = row.dx;
   const int64_t n = row.width;
-  const float width = static_cast<float>(n);
-  Moments m{};
+  const float per_width = 1.0f / static_cast<float>(n);
+  NormMoments m{};
   float sum = 0, square = 0, sum_dx = 0, dot = 0;
   if (row.centered) {
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; ++i) sum += x[i];
-    m.mean = sum / width;
+    m.mean = sum * per_width;
   }
   const float mean = m.mean;
 #pragma omp simd reduction(+ : square)
   for (int64_t i = 0; i < n; ++i) square += (x[i] - mean) * (x[i] - mean);
-  m.rstd = 1.0f / std::sqrt(square / width + row.eps);
   if (dx != nullptr) {
 #pragma omp simd reduction(+ : sum_dx, dot)
     for (int64_t i = 0; i < n; ++i) {
       sum_dx += dx[i];
       dot += (x[i] - mean) * dx[i];
     }
-    m.mean_dx = row.centered ? sum_dx / width : 0.0f;
-    m.mean_h_dx = dot * m.rstd / width;
+    m.mean_dx = row.centered ? sum_dx * per_width : 0.0f;
   }
+  finish_moments(m, square, dot, per_width, row.eps);
   return m;
 }
 
-TASKARITH_SIMD void carry_input(const Row& row, const Moments& m, float* __restrict dy) {
+TASKARITH_SIMD void carry_input(const Row& row, const NormMoments& moments, float* __restrict dy) {
   const float* __restrict x = row.x;
   const float* __restrict dx = row.dx;
   const float* __restrict w = row.weight;
-  const float mean = m.mean, rstd = m.rstd, mean_dx = m.mean_dx, mean_h_dx = m.mean_h_dx;
+  const NormMoments m = moments;
 #pragma omp simd
-  for (int64_t i = 0; i < row.width; ++i) dy[i] = w[i] * rstd * (dx[i] - mean_dx - (x[i] - mean) * rstd * mean_h_dx);
+  for (int64_t i = 0; i < row.width; ++i) dy[i] = carried_input(x[i], dx[i], w[i], m);
 }
 
-TASKARITH_SIMD void add_parameters(const Row& row, const Moments& m, float* __restrict dy) {
-  const float mean = m.mean, rstd = m.rstd;
+TASKARITH_SIMD void add_parameters(const Row& row, const NormMoments& moments, float* __restrict dy) {
+  const NormMoments m = moments;
   if (row.dweight != nullptr) {
     const float* __restrict x = row.x;
     const float* __restrict dw = row.dweight;
 #pragma omp simd
-    for (int64_t i = 0; i < row.width; ++i) dy[i] += (x[i] - mean) * rstd * dw[i];
+    for (int64_t i = 0; i < row.width; ++i) dy[i] += carried_weight(x[i], dw[i], m);
   }
   if (row.dbias != nullptr) {
     const float* __restrict db = row.dbias;
@@ -109,7 +103,7 @@ Tensor dual_layer_norm_cpu(Tensor x, MaybeTensor dx, MaybeTensor weight, MaybeTe
       const float* const dx_row = pdx == nullptr ? nullptr : load_block(pdx, type, r * width, width, a + width);
       const Row row{
           load_block(px, type, r * width, width, a), dx_row, w, dw, db, width, static_cast<float>(eps), centered};
-      const Moments m = moments(row);
+      const NormMoments m = moments(row);
       float* const dy = type == ScalarType::Float ? static_cast<float*>(py) + r * width : a + 2 * width;
       if (dx_row != nullptr)
         carry_input(row, m, dy);
