@@ -46,6 +46,7 @@ class Op:
     name: str
     reference: Callable[..., Any]
     triton: bool
+    composed: bool = False
 
     def overload(self, backend: str = "auto") -> Any:
         """The torch operator that runs `backend`; raises BackendError, with the reason, where it is absent."""
@@ -74,6 +75,8 @@ class Op:
             return None
         if backend == "triton":
             return _triton_absent() if self.triton else "no Triton kernel is written for it"
+        if backend == "cuda" and self.composed:
+            return None if torch.cuda.is_available() else "no CUDA device"
         library = {"cpu": "cpu", "cuda": "cuda", "cuda_emulated": "emulated"}[backend]
         reason = native.load_library(library)
         if reason:
@@ -93,6 +96,7 @@ def define_op(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     triton: bool = False,
+    composed: Callable[..., Any] | None = None,
 ) -> Op:
     """Register one operator in every namespace.
 
@@ -104,6 +108,7 @@ def define_op(
         backward: Gradient formula for torch.library.register_autograd; without it the operator is not differentiable.
         setup_context: What to keep for `backward`.
         triton: Whether ``taskarith_fast.kernels.<name>`` has a launcher ``<name>_triton``.
+        composed: What CUDA tensors run where torch's own kernels make a better program than the reference.
     """
     for namespace, library in _LIBRARIES.items():
         library.define(name + schema)
@@ -112,8 +117,10 @@ def define_op(
             library.impl(name, reference, "CompositeExplicitAutograd")
         if backward is not None:
             torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context, lib=library)
+    if composed is not None:
+        _LIBRARIES["taskarith"].impl(name, composed, "CUDA")
     native.load_library("cpu")
-    op = Op(name, reference, triton)
+    op = Op(name, reference, triton, composed is not None)
     _REGISTERED.append(op)
     if triton:
         launcher = _lazy_launcher(name)

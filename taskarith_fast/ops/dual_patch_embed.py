@@ -3,7 +3,8 @@
     y = conv(x, W) + b,    dy = conv(dx, W) + conv(x, dW) + db
 
 Images have no tangent, so the usual case is one convolution more than without. Gradients as in dual_linear, by torch's
-convolution, which keeps dW and dx beside W and x.
+convolution, which keeps dW and dx beside W and x. It has no kernel of its own: patches do not overlap, so each
+convolution is one matrix product, which torch hands to oneDNN or cuDNN.
 """
 
 from __future__ import annotations

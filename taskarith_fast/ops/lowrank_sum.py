@@ -12,6 +12,7 @@ thread, so results do not depend on the thread count.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
-from taskarith_fast.ops.truncated_svd import check_method, check_rank, refuse_gradient
+from taskarith_fast.ops.truncated_svd import check_method, check_rank, leading_factors, refuse_gradient
+
+GROUP = 64
 
 SCHEMA = "(Tensor[] base, Tensor[] finetuned, int[] rank, str svd) -> Tensor[]"
 
@@ -36,11 +39,29 @@ def lowrank_sum_reference(base: list[Tensor], finetuned: list[Tensor], rank: lis
     return out
 
 
+def lowrank_sum_composed(base: list[Tensor], finetuned: list[Tensor], rank: list[int], svd: str) -> list[Tensor]:
+    """For GPUs: decompositions in batches of all tasks of matrices of one shape and rank; one product a matrix."""
+    out = [torch.zeros_like(b, memory_format=torch.contiguous_format) for b in base]
+    tasks = len(finetuned) // max(len(base), 1)
+    alike: dict[tuple[torch.Size, int], list[int]] = defaultdict(list)
+    for i, b in enumerate(base):
+        alike[b.shape, rank[i]].append(i)
+    step = max(1, GROUP // max(tasks, 1))
+    parts = [part[j : j + step] for part in alike.values() for j in range(0, len(part), step)]
+    for part in parts if tasks else ():
+        deltas = [f.double() - base[i].double() for i in part for f in finetuned[i :: len(base)]]
+        u, s, vh = leading_factors(torch.stack(deltas), rank[part[0]])
+        left = (u * s[:, None]).unflatten(0, (-1, tasks)).transpose(1, 2).flatten(2)  # [part, m, T r]
+        for i, total in zip(part, left @ vh.unflatten(0, (-1, tasks)).flatten(1, 2), strict=True):
+            out[i].copy_(total)
+    return out
+
+
 def lowrank_sum_fake(base: list[Tensor], finetuned: list[Tensor], rank: list[int], svd: str) -> list[Tensor]:
     return [torch.empty_like(b, memory_format=torch.contiguous_format) for b in base]
 
 
-OP = define_op("lowrank_sum", SCHEMA, lowrank_sum_reference, lowrank_sum_fake)
+OP = define_op("lowrank_sum", SCHEMA, lowrank_sum_reference, lowrank_sum_fake, composed=lowrank_sum_composed)
 
 
 def lowrank_sum(

@@ -154,6 +154,14 @@ const std::map<std::string, std::function<bool()>> kCases = {
     {"deadlock", [] { return run(deadlock, 1, 32); }},
     {"behind_static", [] { return run(behind_static, 1, 32); }},
     {"behind_dynamic", [] { return run(behind_dynamic, 1, 32, 32 * sizeof(float)); }},
+    {"read_behind",
+     [] {
+       const std::vector<float> x(64);
+       std::vector<float> out(64);
+       launch(read_behind, 1, 64, 0, x.data(), out.data());
+       return true;
+     }},
+    {"int_offset", [] { return run(int_offset, 1, 32); }},
     {"misaligned_vector", [] { return run(misaligned_vector, 1, 32); }},
     {"too_much_static", [] { return run(too_much_static, 1, 32); }},
     {"too_much_dynamic", [] { return run(nothing, 1, 32, 164 * 1024); }},

@@ -203,6 +203,15 @@ __global__ void misaligned_vector(int* out) {
   out[0] = static_cast<int>(x[0]);
 }
 
+// From here on: what a sanitizer of the compiler reports.
+
+__global__ void read_behind(const float* x, float* out) { out[threadIdx.x] = x[threadIdx.x + 1]; }
+
+__global__ void int_offset(int* out) {
+  const int row = 50000;
+  out[0] = (row + static_cast<int>(threadIdx.x)) * row < 0;
+}
+
 struct Large {
   char bytes[4089];
 };

@@ -24,17 +24,26 @@ def _toolkit():
     return None
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
+def _compile(tmp_path_factory, *more):
     toolkit, compiler = _toolkit(), shutil.which("g++") or shutil.which("c++")
     if toolkit is None or compiler is None:
         pytest.skip("needs a C++ compiler and the CUDA toolkit's headers")
     path = tmp_path_factory.mktemp("emulation") / "emulation_cases"
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    flags += ["-U_FORTIFY_SOURCE", "-fno-strict-aliasing"]
+    flags += ["-U_FORTIFY_SOURCE", "-fno-strict-aliasing", *more]
     includes = ["-DTASKARITH_EMULATED", f"-I{CSRC}", "-isystem", str(toolkit / "include")]
     subprocess.run([compiler, *flags, *includes, HERE / "emulation_cases.cpp", "-o", path], check=True)
     return path
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    return _compile(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    return _compile(tmp_path_factory, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
 def _run(program, case, order="0 1"):
@@ -83,6 +92,26 @@ REPORTS = {
 def test_a_broken_kernel_is_reported(program, case):
     assert REPORTS[case] in _run(program, case)
     assert all(_run(program, case, order).startswith("CUDA emulation: ") for order in ORDERS)
+
+
+SANITIZERS = {
+    "read_behind": "heap-buffer-overflow",
+    "int_offset": "signed integer overflow",
+    "behind_static": "index 32 out of bounds for type 'float [32]'",
+    "behind_dynamic": "dynamic shared memory was written behind its end",
+}
+
+
+@pytest.mark.slow
+def test_the_sanitizers_find_nothing_in_right_kernels_and_the_bugs_in_broken_ones(sanitized):
+    """Kernels run on fibers with stacks of their own, of which AddressSanitizer is told."""
+    for order in ORDERS:
+        assert [_run(sanitized, case, order) for case in RIGHT] == ["right"] * len(RIGHT)
+        for case in REPORTS.keys() - SANITIZERS.keys():
+            assert REPORTS[case] in _run(sanitized, case)
+        for case, report in SANITIZERS.items():
+            result = subprocess.run([sanitized, case, *order.split()], text=True, capture_output=True)
+            assert report in result.stdout + result.stderr, case
 
 
 def test_nvcc_takes_the_same_kernels(tmp_path):

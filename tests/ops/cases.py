@@ -53,6 +53,10 @@ class InPlace:
     def name(self) -> str:
         return self.op.name
 
+    @property
+    def composed(self) -> bool:
+        return self.op.composed
+
     def absent(self, backend: str) -> str | None:
         return self.op.absent(backend)
 

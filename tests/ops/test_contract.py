@@ -12,6 +12,7 @@ from taskarith_fast.errors import ArgumentError, BackendError
 from taskarith_fast.ops._contract import _tensors
 from tests.ops.cases import all_cases, assert_within_budget, device_of, listed, on_device
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses products as not deterministic
 CASES = all_cases()
 RUNNABLE = ("reference", "cpu", "cuda", "triton", "cuda_emulated")
 GRID = [

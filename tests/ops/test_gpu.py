@@ -14,6 +14,7 @@ KERNELS = [
     for case in all_cases()
     for backend in ("cuda", "triton")
     if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1" and case.op.absent(backend) is None
+    if not case.op.composed  # of torch's operators, among them decompositions, which wait for the device
 ]
 
 

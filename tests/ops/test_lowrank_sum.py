@@ -3,8 +3,9 @@ import torch
 
 from benchmarks.spectra import matrix
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.ops.lowrank_sum import lowrank_sum
+from taskarith_fast.ops.lowrank_sum import lowrank_sum, lowrank_sum_composed
 from taskarith_fast.ops.truncated_svd import truncated_svd
+from tests.ops.case_lowrank_sum import CASE
 
 
 @pytest.mark.parametrize("svd", ["certified", "exact"])
@@ -47,3 +48,12 @@ def test_bad_input_is_named():
         lowrank_sum(base, [[model[0].clone().requires_grad_()]], 1)
     with pytest.raises(RuntimeError):
         lowrank_sum(base, [[torch.full((6, 4), torch.nan)]], 1)
+
+
+@pytest.mark.parametrize("dtype", CASE.dtypes)
+@pytest.mark.parametrize("sample", CASE.samples)
+def test_the_composition_for_gpus_is_right_on_any_device(sample, dtype):
+    args = CASE.samples[sample](dtype)
+    out = lowrank_sum_composed(*args)
+    assert all(o.is_contiguous() and o.dtype == dtype for o in out)
+    CASE.compare(args, out, CASE.op.reference(*args), CASE.truth(*args))

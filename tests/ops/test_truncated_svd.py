@@ -6,7 +6,8 @@ import torch
 
 from benchmarks.spectra import SPECTRA, matrix
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.ops.truncated_svd import OP, truncated_svd
+from taskarith_fast.ops.truncated_svd import OP, truncated_svd, truncated_svd_composed
+from tests.ops.case_truncated_svd import CASE
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +118,15 @@ def test_values_that_are_not_finite_are_refused(value, shape):
     d[1, 2] = value
     with pytest.raises(RuntimeError):
         truncated_svd(d, 2)
+
+
+@pytest.mark.parametrize("sample", CASE.samples)
+def test_the_composition_for_gpus_is_right_on_any_device(sample):
+    args = CASE.samples[sample](torch.float32)
+    CASE.compare(args, truncated_svd_composed(*args), CASE.op.reference(*args), CASE.truth(*args))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_composition_for_gpus_refuses_values_that_are_not_finite(value):
+    with pytest.raises(RuntimeError):
+        truncated_svd_composed(torch.full((1, 6, 4), value), 2, "exact")

@@ -83,7 +83,7 @@ __device__ __forceinline__ void add_item(const Arguments& a, int64_t item, Whole
   }
 }
 
-__global__ void __launch_bounds__(kThreads) fisher_diag_elementwise_kernel(const Arguments a) {
+__global__ void __launch_bounds__(kThreads, 2) fisher_diag_elementwise_kernel(const Arguments a) {
   const auto add_items = [&](auto g, auto x, auto multiplied) {
     using G = decltype(g);
     for (int64_t item = blockIdx.x; item < a.strips * a.parts; item += gridDim.x)
