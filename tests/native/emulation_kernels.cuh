@@ -209,7 +209,7 @@ __global__ void read_behind(const float* x, float* out) { out[threadIdx.x] = x[t
 
 __global__ void int_offset(int* out) {
   const int row = 50000;
-  out[0] = (row + static_cast<int>(threadIdx.x)) * row < 0;
+  out[0] = (row + static_cast<int>(threadIdx.x)) * row;
 }
 
 struct Large {
