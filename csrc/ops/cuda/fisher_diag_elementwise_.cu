@@ -45,7 +45,7 @@ __device__ __forceinline__ void sum_lines(float (&x)[W]) {
 template <class G, class X, int W, class Whole, class Multiplied>
 __device__ __forceinline__ void add_tokens(const Arguments& a, int64_t sample, int first, int step, int64_t column,
                                            int n, Whole whole, Multiplied multiplied, float (&gradient)[W]) {
-  constexpr int kAhead = Whole{} ? 4 : 1;  // tokens whose loads do not wait for one another
+  [[maybe_unused]] constexpr int kAhead = Whole{} ? 4 : 1;  // tokens whose loads do not wait for one another
 #pragma unroll kAhead
   for (int64_t s = first; s < a.tokens; s += step) {
     const int64_t at = (sample * a.tokens + s) * a.d + column;
