@@ -8,7 +8,11 @@
 
 namespace taskarith {
 
-// A step's scalars, folded in double on the host.
+struct AdamWOptions {
+  double lr, beta1, beta2, eps, weight_decay;
+};
+
+// A step's scalars, folded in double.
 struct AdamWScalars {
   float factor;        // of the gradient: clipping, loss scale, sign
   float decay;         // 1 - lr weight_decay
@@ -19,18 +23,17 @@ struct AdamWScalars {
   float step;  // -lr / (1 - beta1^step)
 };
 
-inline AdamWScalars fold_adamw(double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step,
-                               float factor) {
-  const double bias1 = 1 - std::pow(beta1, static_cast<double>(step));
-  const double bias2 = 1 - std::pow(beta2, static_cast<double>(step));
+TASKARITH_HOST_DEVICE AdamWScalars fold_adamw(const AdamWOptions& x, int64_t step, float factor) {
+  const double bias1 = 1 - pow(x.beta1, static_cast<double>(step));
+  const double bias2 = 1 - pow(x.beta2, static_cast<double>(step));
   return {factor,
-          static_cast<float>(1 - lr * weight_decay),
-          static_cast<float>(1 - beta1),
-          static_cast<float>(1 - beta2),
-          static_cast<float>(beta2),
-          static_cast<float>(std::sqrt(bias2)),
-          static_cast<float>(eps),
-          static_cast<float>(-(lr / bias1))};
+          static_cast<float>(1 - x.lr * x.weight_decay),
+          static_cast<float>(1 - x.beta1),
+          static_cast<float>(1 - x.beta2),
+          static_cast<float>(x.beta2),
+          static_cast<float>(sqrt(bias2)),
+          static_cast<float>(x.eps),
+          static_cast<float>(-(x.lr / bias1))};
 }
 
 // Updates the moments m and v; returns the new parameter.

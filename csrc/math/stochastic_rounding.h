@@ -36,7 +36,7 @@ inline void round_at_random(float* x, int64_t n, ScalarType type, uint64_t key, 
   for (int64_t i = 0; i < n; ++i) {
     const int64_t j = position + i;
     if (i == 0 || j % 8 == 0) block = philox(static_cast<uint64_t>(j / 8), step, key);
-    const uint32_t random = (block.words[j % 8 / 2] >> (16 * (j % 2))) & 0xFFFFu;
+    const uint32_t random = half_word(block, static_cast<int>(j % 8));
     x[i] = type == ScalarType::BFloat16 ? round_to_bfloat16(x[i], random) : round_to_float16(x[i], random);
   }
 }

@@ -14,11 +14,12 @@ inline std::vector<Selection> check_selected_square_sums(const TensorList& tenso
   STD_TORCH_CHECK(items.size() == n && offsets.size() == n && numels.size() == n, kOp, ": the lists differ in length");
   std::vector<Selection> out;
   for (size_t i = 0; i < n; ++i) {
-    const Selection x = check_selection(kOp, items[i], offsets[i], numels[i]);
+    Selection x = check_selection(kOp, items[i], offsets[i], numels[i]);
+    const bool dense = tensors[i].numel() == x.numel;
     STD_TORCH_CHECK(is_storage_type(tensors[i].scalar_type()), kOp, ": float32, bfloat16 or float16");
-    STD_TORCH_CHECK(tensors[i].numel() == x.numel || tensors[i].numel() == x.count, kOp, ": tensors[", i,
-                    "] must have ", x.numel, " or ", x.count, " entries");
-    out.push_back(tensors[i].numel() == x.numel ? x : every_entry(x.count));
+    STD_TORCH_CHECK(dense || x.is_compact(tensors[i].numel()), kOp, ": tensors[", i, "] must have ", x.numel, " or ",
+                    x.count, " entries");
+    out.push_back(dense ? x : every_entry(x.count));
   }
   return out;
 }

@@ -14,14 +14,14 @@ struct AdamWLists {
 inline AdamWLists check_sparse_adamw_step(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
                                           const TensorList& exp_avg_sqs, const TensorList& masters,
                                           const TensorList& items, const TensorList& offsets,
-                                          const std::vector<int64_t>& streams, int64_t step) {
+                                          const std::vector<int64_t>& streams, const TensorList& steps, int64_t step) {
   constexpr const char* kOp = "sparse_adamw_step_";
   STD_TORCH_CHECK(exp_avgs.size() == params.size() && exp_avg_sqs.size() == params.size(), kOp,
                   ": the moments must have the length of params");
-  const std::vector<Selection> selections = check_selections(kOp, params, items, offsets);
-  return {check_step(kOp, params, grads, masters, selections, streams, step),
-          compact_pointers(kOp, "exp_avgs", exp_avgs, params, selections),
-          compact_pointers(kOp, "exp_avg_sqs", exp_avg_sqs, params, selections)};
+  std::vector<Selection> selections = check_selections(kOp, params, items, offsets);
+  const std::vector<float*> first = compact_pointers(kOp, "exp_avgs", exp_avgs, params, selections);
+  const std::vector<float*> second = compact_pointers(kOp, "exp_avg_sqs", exp_avg_sqs, params, selections);
+  return {check_step(kOp, params, grads, masters, selections, streams, steps, step), first, second};
 }
 
 }  // namespace taskarith

@@ -13,11 +13,11 @@ struct SgdLists {
 
 inline SgdLists check_sparse_sgd_step(const TensorList& params, const TensorList& grads, const TensorList& buffers,
                                       const TensorList& masters, const TensorList& items, const TensorList& offsets,
-                                      const std::vector<int64_t>& streams, int64_t step) {
+                                      const std::vector<int64_t>& streams, const TensorList& steps, int64_t step) {
   constexpr const char* kOp = "sparse_sgd_step_";
-  const std::vector<Selection> selections = check_selections(kOp, params, items, offsets);
-  return {check_step(kOp, params, grads, masters, selections, streams, step),
-          compact_pointers(kOp, "buffers", buffers, params, selections)};
+  std::vector<Selection> selections = check_selections(kOp, params, items, offsets);
+  const std::vector<float*> pointers = compact_pointers(kOp, "buffers", buffers, params, selections);
+  return {check_step(kOp, params, grads, masters, selections, streams, steps, step), pointers};
 }
 
 }  // namespace taskarith

@@ -20,18 +20,18 @@ def step_reference(
     items: list[Tensor],
     offsets: list[Tensor],
     streams: list[int],
-    step: int,
+    numbers: list[int],
     factor: Tensor | float,
     update: Callable[[int, Tensor, Tensor], None],
 ) -> None:
-    """Gather, ``update(i, p, g)`` in place on float32 values [count], scatter; tensor by tensor."""
+    """Gather, ``update(i, p, g)`` in place on float32 values [count], scatter; tensor i takes step numbers[i]."""
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         index = flat_index(items[i], offsets[i], param.numel())
         flat, g = param.view(-1), grad.reshape(-1)
         p = masters[i] if masters else flat[index].float()
         update(i, p, (g if g.numel() == index.numel() else g[index]).float() * factor)
         if streams and param.dtype != torch.float32:
-            p = round_at_random(p, param.dtype, streams[i], step)
+            p = round_at_random(p, param.dtype, streams[i], numbers[i])
         flat.index_copy_(0, index, p.to(param.dtype))
 
 
@@ -41,6 +41,11 @@ def gradient_factor(clip: Tensor | None, grad_scale: Tensor | None, maximize: bo
     if clip is not None:
         factor = clip * factor
     return factor if grad_scale is None else factor / grad_scale
+
+
+def step_numbers(steps: list[Tensor], step: int, length: int) -> list[int]:
+    """The number of this step for each of `length` tensors; `steps` says what was done before, or is empty."""
+    return [int(done) + 1 for done in steps] or [step] * length
 
 
 def round_at_random(x: Tensor, dtype: torch.dtype, stream: int, step: int) -> Tensor:
@@ -74,19 +79,26 @@ def check_step(
     states: dict[str, Sequence[Tensor]],
     selections: Sequence[Selection],
     streams: Sequence[int],
-    step: int,
-) -> None:
+    step: int | Sequence[Tensor],
+) -> tuple[list[Tensor], int]:
     """Check the lists of a step; `states` holds every list of compact float32 tensors, by its argument's name.
+
+    Returns:
+        What the operators take for `step`: `steps`, none or one a tensor, and the number of the step.
 
     Raises:
         ArgumentError: If lengths, sizes, dtypes or layouts do not fit together.
     """
+    steps, step = ([], step) if isinstance(step, int) else (list(step), 1)
     lists = {"grads": grads, "selections": selections, **states, **({"streams": streams} if streams else {})}
+    lists |= {"step": steps} if steps else {}
     for name, found in lists.items():
         if len(found) != len(params):
             raise ArgumentError(f"{name} must have {len(params)} entries like params, got {len(found)}")
     if step < 1:
         raise ArgumentError(f"step must be 1 or more, got {step}")
+    if any(x.dtype != torch.float32 or x.numel() != 1 for x in steps):
+        raise ArgumentError("step must be a number, or float32 tensors of one entry")
     if streams and "masters" in states:
         raise ArgumentError("streams and masters exclude each other: master weights need no random rounding")
     for i, (param, grad, selection) in enumerate(zip(params, grads, selections, strict=True)):
@@ -106,3 +118,4 @@ def check_step(
                 raise ArgumentError(
                     f"{name}[{i}] must be contiguous float32 [{count}], got {state[i].dtype} {list(state[i].shape)}"
                 )
+    return steps, step

@@ -2,8 +2,9 @@
 
 A tensor is cut into blocks of 65,536 entries, so that a position in a block takes 16 bits. ``items`` holds, block
 by block and ascending, either positions or, where selected entries mostly follow each other, runs of (first
-position, length - 1) that end with their block. ``offsets`` counts the selected entries and the items before each
-block. Both are empty where every entry is selected. At most two bytes a selected entry and 16 a block.
+position, selected entries of the block before it) that end with their block. ``offsets`` counts the selected entries
+and the items before each block. Both are empty where every entry is selected. So the j-th selected entry is found by
+bisection. At most two bytes a selected entry and 16 a block.
 
 Values that exist for selected entries only are *compact*: shape [count], in ascending order of the entries.
 """
@@ -49,15 +50,15 @@ class Selection:
         if numel and len(index) == numel:
             return cls.every(mask)
         first = _run_starts(index)
+        edges = torch.arange(0, numel + BLOCK, BLOCK, device=mask.device)[: -(-numel // BLOCK) + 1]
+        entries = torch.searchsorted(index, edges)
         if len(index) >= _RUN * len(first):
-            lengths = torch.diff(first, append=first.new_tensor([len(index)]))
             begins = index[first]
-            items = torch.stack([begins % BLOCK, lengths - 1], 1).to(torch.int16)
+            before = first - entries[begins // BLOCK]
+            items = torch.stack([begins % BLOCK, before], 1).to(torch.int16)
         else:
             begins, items = index, (index % BLOCK).to(torch.int16)
-        edges = torch.arange(0, numel + BLOCK, BLOCK, device=mask.device)[: -(-numel // BLOCK) + 1]
-        offsets = torch.stack([torch.searchsorted(index, edges), torch.searchsorted(begins, edges)], 1)
-        return cls(items, offsets, numel, len(index))
+        return cls(items, torch.stack([entries, torch.searchsorted(begins, edges)], 1), numel, len(index))
 
     @classmethod
     def every(cls, tensor: Tensor) -> Selection:
@@ -84,8 +85,8 @@ def flat_index(items: Tensor, offsets: Tensor, numel: int) -> Tensor:
     starts = torch.repeat_interleave(blocks, torch.diff(offsets[:, 1]))
     if items.dim() == 1:
         return starts + positions
-    lengths = positions[:, 1] + 1
-    before = torch.cumsum(lengths, 0) - lengths
+    before = torch.repeat_interleave(offsets[:-1, 0], torch.diff(offsets[:, 1])) + positions[:, 1]
+    lengths = torch.diff(before, append=offsets[-1:, 0])
     starts = torch.repeat_interleave(starts + positions[:, 0] - before, lengths)
     return starts + torch.arange(len(starts), device=items.device)
 

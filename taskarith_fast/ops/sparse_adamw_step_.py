@@ -25,13 +25,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from taskarith_fast.ops._contract import define_op
-from taskarith_fast.ops._sparse_step import check_step, gradient_factor, step_reference
+from taskarith_fast.ops._sparse_step import check_step, gradient_factor, step_numbers, step_reference
 from taskarith_fast.ops.selection import Selection
 
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] masters, "
     "Tensor[] items, Tensor[] offsets, int[] streams, Tensor? clip, Tensor? grad_scale, Tensor? found_inf, "
-    "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool maximize) -> ()"
+    "float lr, float beta1, float beta2, float eps, float weight_decay, Tensor[] steps, "
+    "int step, bool maximize) -> ()"
 )
 
 
@@ -39,14 +40,16 @@ def sparse_adamw_step_reference(
     params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
     masters: list[Tensor], items: list[Tensor], offsets: list[Tensor], streams: list[int], clip: Tensor | None,
     grad_scale: Tensor | None, found_inf: Tensor | None, lr: float, beta1: float, beta2: float, eps: float,
-    weight_decay: float, step: int, maximize: bool,
+    weight_decay: float, steps: list[Tensor], step: int, maximize: bool,
 ) -> None:  # fmt: skip
     """The formula in float32, tensor by tensor."""
     if found_inf is not None and found_inf.item():
         return
 
+    numbers = step_numbers(steps, step, len(params))
+
     def update(i: int, p: Tensor, g: Tensor) -> None:
-        m, v = exp_avgs[i], exp_avg_sqs[i]
+        m, v, step = exp_avgs[i], exp_avg_sqs[i], numbers[i]
         p.mul_(1 - lr * weight_decay)
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -54,7 +57,7 @@ def sparse_adamw_step_reference(
         p.addcdiv_(m, denominator, value=-(lr / (1 - beta1**step)))
 
     factor = gradient_factor(clip, grad_scale, maximize)
-    step_reference(params, grads, masters, items, offsets, streams, step, factor, update)
+    step_reference(params, grads, masters, items, offsets, streams, numbers, factor, update)
 
 
 def sparse_adamw_step_fake(*args: object) -> None:
@@ -72,7 +75,7 @@ def sparse_adamw_step_(
     selections: Sequence[Selection],
     *,
     lr: float,
-    step: int,
+    step: int | Sequence[Tensor],
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
@@ -93,7 +96,8 @@ def sparse_adamw_step_(
         exp_avg_sqs: Second moments v, float32 [count] each.
         selections: What is selected in each parameter.
         lr: Learning rate.
-        step: Number of this step, from 1 on.
+        step: Number of this step, from 1 on; or L float32 tensors of one entry on the parameters' device: how many
+            steps each parameter has behind it. A GPU reads them itself, so that a captured graph counts on.
         betas: Decay of the moments.
         eps: Added to the denominator.
         weight_decay: Decoupled decay, times `lr`.
@@ -110,9 +114,9 @@ def sparse_adamw_step_(
         BackendError: If `backend` is absent.
     """
     states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, **({"masters": masters} if masters else {})}
-    check_step(params, grads, states, selections, streams, step)
+    numbers = check_step(params, grads, states, selections, streams, step)
     OP(
         list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(masters),
         [s.items for s in selections], [s.offsets for s in selections], list(streams), clip, grad_scale, found_inf,
-        lr, *betas, eps, weight_decay, step, maximize, backend=backend,
+        lr, *betas, eps, weight_decay, *numbers, maximize, backend=backend,
     )  # fmt: skip

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
-from taskarith_fast.ops._sparse_step import check_step, gradient_factor, step_reference
+from taskarith_fast.ops._sparse_step import check_step, gradient_factor, step_numbers, step_reference
 from taskarith_fast.ops.selection import Selection
 
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] buffers, Tensor(c!)[] masters, Tensor[] items, "
     "Tensor[] offsets, int[] streams, Tensor? clip, Tensor? grad_scale, Tensor? found_inf, float lr, float momentum, "
-    "float dampening, float weight_decay, bool nesterov, int step, bool maximize) -> ()"
+    "float dampening, float weight_decay, bool nesterov, Tensor[] steps, int step, bool maximize) -> ()"
 )
 
 
@@ -33,21 +33,23 @@ def sparse_sgd_step_reference(
     params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], masters: list[Tensor], items: list[Tensor],
     offsets: list[Tensor], streams: list[int], clip: Tensor | None, grad_scale: Tensor | None,
     found_inf: Tensor | None, lr: float, momentum: float, dampening: float, weight_decay: float, nesterov: bool,
-    step: int, maximize: bool,
+    steps: list[Tensor], step: int, maximize: bool,
 ) -> None:  # fmt: skip
     """The formula in float32, tensor by tensor."""
     if found_inf is not None and found_inf.item():
         return
 
+    numbers = step_numbers(steps, step, len(params))
+
     def update(i: int, p: Tensor, g: Tensor) -> None:
         g = g.add(p, alpha=weight_decay)
         if buffers:
-            b = buffers[i].mul_(momentum).add_(g, alpha=1 if step == 1 else 1 - dampening)
+            b = buffers[i].mul_(momentum).add_(g, alpha=1 if numbers[i] == 1 else 1 - dampening)
             g = g.add(b, alpha=momentum) if nesterov else b
         p.add_(g, alpha=-lr)
 
     factor = gradient_factor(clip, grad_scale, maximize)
-    step_reference(params, grads, masters, items, offsets, streams, step, factor, update)
+    step_reference(params, grads, masters, items, offsets, streams, numbers, factor, update)
 
 
 def sparse_sgd_step_fake(*args: object) -> None:
@@ -64,7 +66,7 @@ def sparse_sgd_step_(
     selections: Sequence[Selection],
     *,
     lr: float,
-    step: int,
+    step: int | Sequence[Tensor],
     momentum: float = 0.0,
     dampening: float = 0.0,
     weight_decay: float = 0.0,
@@ -85,7 +87,8 @@ def sparse_sgd_step_(
         buffers: Momentum b, float32 [count] each, zero before the first step; none where `momentum` is 0.
         selections: What is selected in each parameter.
         lr: Learning rate.
-        step: Number of this step, from 1 on.
+        step: Number of this step, from 1 on; or L float32 tensors of one entry on the parameters' device: how many
+            steps each parameter has behind it. A GPU reads them itself, so that a captured graph counts on.
         momentum: Decay of the buffer.
         dampening: Fraction of the gradient that the buffer does not take.
         weight_decay: L2 decay, added to the gradient.
@@ -110,9 +113,9 @@ def sparse_sgd_step_(
         **({"buffers": buffers} if buffers else {}),
         **({"masters": masters} if masters else {}),
     }
-    check_step(params, grads, states, selections, streams, step)
+    numbers = check_step(params, grads, states, selections, streams, step)
     OP(
         list(params), list(grads), list(buffers), list(masters), [s.items for s in selections],
         [s.offsets for s in selections], list(streams), clip, grad_scale, found_inf, lr, momentum, dampening,
-        weight_decay, nesterov, step, maximize, backend=backend,
+        weight_decay, nesterov, *numbers, maximize, backend=backend,
     )  # fmt: skip

@@ -73,4 +73,14 @@ class SparseAdamW(SparseOptimizer):
     def _update(self, group: dict[str, Any], batch: Batch, scalars: tuple[Tensor | None, ...]) -> None:
         moments = batch.state("exp_avg"), batch.state("exp_avg_sq")
         options = (float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"])
-        OP(batch.params, batch.grads, *moments, *batch.lists, *scalars, *options, batch.step, group["maximize"])
+        OP(
+            batch.params,
+            batch.grads,
+            *moments,
+            *batch.lists,
+            *scalars,
+            *options,
+            batch.state("step"),
+            1,
+            group["maximize"],
+        )

@@ -14,7 +14,7 @@ from taskarith_fast.masks import Masks
 from taskarith_fast.optim.entries import Batch, Entry, Precision, trained
 from taskarith_fast.optim.gradients import gradient_of, has_compact, square_sums
 
-_OWN = ("masks", "nonfinite", "skipped_steps", "_precision", "_entries", "_clip")
+_OWN = ("masks", "nonfinite", "_skipped", "_precision", "_entries", "_clip")
 
 
 class SparseOptimizer(torch.optim.Optimizer):
@@ -22,9 +22,11 @@ class SparseOptimizer(torch.optim.Optimizer):
 
     Frozen entries keep their bits. State exists for selected entries only, and for tensors with any.
 
+    On a GPU nothing in a step waits for the device (unless `nonfinite` asks to look at the gradients), and states count
+    their steps there: after a first step, which makes the states, steps may be captured in a CUDA graph.
+
     Attributes:
         masks: What is trained.
-        skipped_steps: Steps that non-finite gradients prevented.
     """
 
     _step_supports_amp_scaling = True  # GradScaler sets `grad_scale` and `found_inf`
@@ -40,7 +42,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         check_choice("nonfinite", nonfinite, ("propagate", "error", "skip"))
         if not masks.count():
             raise ArgumentError("masks must select at least one entry, got none")
-        self.masks, self.nonfinite, self.skipped_steps = masks, nonfinite, 0
+        self.masks, self.nonfinite, self._skipped = masks, nonfinite, torch.tensor(0)
         self._precision = precision
         self._entries: dict[Tensor, Entry] = {}
         self._clip: Tensor | None = None
@@ -61,6 +63,11 @@ class SparseOptimizer(torch.optim.Optimizer):
         for name, parameter in kept:
             self._entries[parameter] = self._precision.entry(name, parameter, self.masks)
         self.param_groups[-1]["mask_digests"] = [self._entries[p].digest for _, p in kept]
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that non-finite gradients prevented."""
+        return int(self._skipped)
 
     @property
     def state_bytes(self) -> int:
@@ -186,6 +193,8 @@ class SparseOptimizer(torch.optim.Optimizer):
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for i, p in zip(saved_ids, parameters, strict=True):
+            if p in self.state:
+                self.state[p]["step"] = self.state[p]["step"].to(p.device)
             if p.dtype != torch.float32:  # torch has rounded the float32 state to the parameter's type
                 saved = state_dict["state"].get(i, {})
                 self.state[p].update({k: v.to(p.device, copy=True) for k, v in saved.items() if k != "step"})
@@ -216,40 +225,38 @@ class SparseOptimizer(torch.optim.Optimizer):
         bad = (~self._square_sums(grads, "selected").isfinite()).nonzero()
         if len(bad) and self.nonfinite == "error":
             raise ArgumentError(f"the gradient of {self._entries[list(grads)[int(bad[0])]].name} is not finite")
-        self.skipped_steps += len(bad) > 0
+        self._skipped += len(bad) > 0
         return not len(bad)
 
     def _advance(self, grads: dict[Tensor, Tensor], scalars: tuple[Tensor | None, ...] = (None, None, None)) -> None:
         """Step the parameters that have a gradient; `scalars` are clip, grad_scale and found_inf."""
-        steps: list[Tensor] = []
         for group in self.param_groups:
             for batch in self._batches(group, grads):
-                device = batch.params[0].device
-                self._update(group, batch, tuple(None if x is None else x.to(device) for x in scalars))
+                there = tuple(None if x is None else x.to(batch.params[0].device) for x in scalars)
+                self._update(group, batch, there)
                 increment_version(batch.params)
-                steps += [state["step"] for state in batch.states]
+                found_inf = there[-1]
+                torch._foreach_add_(batch.state("step"), 1 if found_inf is None else (found_inf == 0).float().squeeze())
         found_inf = scalars[-1]
-        if found_inf is not None and found_inf.item():  # read last: the kernels are under way
-            self.skipped_steps += 1
-        elif steps:
-            torch._foreach_add_(steps, 1)
+        if found_inf is not None:
+            self._skipped = self._skipped.to(found_inf.device)
+            self._skipped += (found_inf != 0).squeeze()
 
     def _batches(self, group: dict[str, Any], grads: dict[Tensor, Tensor]) -> Iterable[Batch]:
-        """The parameters of `group` in batches of one step number, device and kind of rounding."""
+        """The parameters of `group` in batches of one device and kind of rounding."""
         batches: dict[tuple[Any, ...], Batch] = {}
         for p in group["params"]:
             entry = self._entries[p]
             if p in grads and entry.selection.count:
                 state = self.state[p] or self._new_state(p, self._moments(group))
-                step = int(state["step"]) + 1
-                key = (step, p.device, entry.master, entry.stream is None)
-                batches.setdefault(key, Batch(step)).add(p, grads[p], state, entry)
+                key = (p.device, entry.master, entry.stream is None)
+                batches.setdefault(key, Batch()).add(p, grads[p], state, entry)
         return batches.values()
 
     def _new_state(self, parameter: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
-        """Zero moments [count], the master weights [count]; the step is a tensor, as torch's."""
+        """Zero moments [count], the master weights [count]; the steps so far are a tensor, as torch's fused ones."""
         state, entry = self.state[parameter], self._entries[parameter]
-        state["step"] = torch.tensor(0.0)
+        state["step"] = torch.zeros((), device=parameter.device)
         for name in moments:
             state[name] = torch.zeros(entry.selection.count, device=parameter.device)
         if entry.master:

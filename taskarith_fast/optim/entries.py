@@ -38,11 +38,9 @@ class Entry:
 class Batch:
     """Parameters that take one call of a step operator together: L of each, in order.
 
-    step: Number of the step.
     lists: What the operators take between states and scalars: masters, items, offsets, streams.
     """
 
-    step: int
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
@@ -62,7 +60,7 @@ class Batch:
             streams.append(entry.stream)
 
     def state(self, name: str) -> list[Tensor]:
-        """One state of every parameter, [count] each."""
+        """One state of every parameter, [count] each, or the "step"."""
         return [state[name] for state in self.states]
 
 

@@ -46,6 +46,8 @@ def square_sums(gradients: list[tuple[Tensor, Selection]], over: str) -> Tensor:
     if over == "all":
         gradients = [(grad, Selection.every(grad)) for grad, _ in gradients]
     devices = list(dict.fromkeys(grad.device for grad, _ in gradients))
+    if len(devices) == 1:
+        return selected_square_sums([grad for grad, _ in gradients], [selection for _, selection in gradients])
     out = torch.zeros(len(gradients), dtype=torch.float64, device=devices[0] if devices else None)
     for device in devices:
         there = [i for i, (grad, _) in enumerate(gradients) if grad.device == device]

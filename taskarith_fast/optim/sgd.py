@@ -70,4 +70,14 @@ class SparseSGD(SparseOptimizer):
         buffers = batch.state("momentum_buffer") if group["momentum"] else []
         names = ("momentum", "dampening", "weight_decay", "nesterov")
         options = (float(group["lr"]), *(group[name] for name in names))
-        OP(batch.params, batch.grads, buffers, *batch.lists, *scalars, *options, batch.step, group["maximize"])
+        OP(
+            batch.params,
+            batch.grads,
+            buffers,
+            *batch.lists,
+            *scalars,
+            *options,
+            batch.state("step"),
+            1,
+            group["maximize"],
+        )

@@ -22,9 +22,12 @@ def _selected(items, offsets, numel):
         return range(numel)
     out = []
     for b in range(len(offsets) - 1):
-        for item in items[offsets[b, 1] : offsets[b + 1, 1]].tolist():
-            first, length = item if isinstance(item, list) else (item, 0)
-            out += range(b * 65536 + first % 65536, b * 65536 + first % 65536 + length % 65536 + 1)
+        inside = (items[offsets[b, 1] : offsets[b + 1, 1]].long() & 0xFFFF).tolist()
+        if items.dim() == 1:
+            inside = [[first, i] for i, first in enumerate(inside)]
+        ends = [before for _, before in inside[1:]] + [int(offsets[b + 1, 0] - offsets[b, 0])]
+        for (first, before), end in zip(inside, ends[: len(inside)], strict=True):
+            out += range(b * 65536 + first, b * 65536 + first + end - before)
         assert len(out) == offsets[b + 1, 0]
     return out
 

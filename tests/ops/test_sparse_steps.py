@@ -15,8 +15,10 @@ from tests.ops.case_sparse_sgd_step_ import CASE as SGD
 from tests.ops.sparse_step_samples import SHAPES, Sample
 
 BACKENDS = [
-    pytest.param(b, marks=pytest.mark.skipif(OP.absent(b) is not None, reason=f"no {b}")) for b in ("reference", "cpu")
+    pytest.param(b, marks=pytest.mark.skipif(OP.absent(b) is not None, reason=f"no {b}"))
+    for b in ("reference", "cpu", "cuda_emulated")
 ]
+KERNELS = pytest.mark.parametrize("backend", BACKENDS[1:])
 NATIVE = pytest.mark.skipif(OP.absent("cpu") is not None, reason="no cpu")
 LOW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 KEYS = [stream(0, 0, str(i)) for i in range(len(SHAPES))]
@@ -45,10 +47,10 @@ def test_rounding_at_random_gives_a_neighbour_and_the_same_one_each_time(backend
     assert not all(torch.equal(a, b) for a, b in zip(ours.params, other.params, strict=True))
 
 
-@NATIVE
+@KERNELS
 @LOW
-def test_rounding_at_random_is_the_same_in_the_kernel_and_the_reference(dtype):
-    ours, eager = (Sample("random", dtype).adamw(b, streams=KEYS) for b in ("cpu", "reference"))
+def test_rounding_at_random_is_the_same_in_the_kernel_and_the_reference(backend, dtype):
+    ours, eager = (Sample("random", dtype).adamw(b, streams=KEYS) for b in (backend, "reference"))
     differ = sum(int((a != b).sum()) for a, b in zip(ours.params, eager.params, strict=True))
     assert differ <= 0.001 * sum(p.numel() for p in ours.params)  # where a float32 rounding crosses the random number
 
@@ -112,10 +114,10 @@ def test_sgd_is_that_of_torch(backend, kind, options):
         assert torch.equal(p[~mask], b[~mask])
 
 
-@NATIVE
+@KERNELS
 @pytest.mark.parametrize("case", [ADAMW, SGD], ids=lambda case: case.op.name)
-@pytest.mark.parametrize("harm", ["moment", "gradient", "layout", "length"])
-def test_the_kernel_guards_its_memory(case, harm):
+@pytest.mark.parametrize("harm", ["moment", "gradient", "layout", "length", "steps"])
+def test_the_kernel_guards_its_memory(case, harm, backend):
     args = [list(a) if isinstance(a, list) else a for a in case.samples["random"](torch.float32)]
     if harm == "moment":
         args[2][0] = args[2][0][:-1]
@@ -123,10 +125,21 @@ def test_the_kernel_guards_its_memory(case, harm):
         args[1][0] = args[1][0][:-1]
     elif harm == "layout":
         args[0][0] = args[0][0].t()
-    else:
+    elif harm == "length":
         args[2].pop()
+    else:
+        args[-3] = [torch.tensor(1.0)]
     with pytest.raises(RuntimeError, match=case.op.name):
-        case.op.op(*args, backend="cpu")
+        case.op.op(*args, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counted_steps_are_those_of_the_number(backend, dtype):
+    options = {"streams": KEYS} if dtype == torch.bfloat16 else {}
+    counted = Sample("random", dtype).adamw(backend, step=[torch.tensor([4.0]) for _ in SHAPES], **options)
+    numbered = Sample("random", dtype).adamw(backend, step=5, **options)
+    assert all(torch.equal(a, b) for a, b in zip(counted.params, numbered.params, strict=True))
 
 
 def test_what_does_not_fit_is_refused():
@@ -143,6 +156,10 @@ def test_what_does_not_fit_is_refused():
             sparse_adamw_step_(*broken, lr=0.1, step=1)
     with pytest.raises(ArgumentError, match="step must be 1 or more, got 0"):
         sparse_adamw_step_(*lists, lr=0.1, step=0)
+    with pytest.raises(ArgumentError, match="step must have 2 entries like params, got 1"):
+        sparse_adamw_step_(*lists, lr=0.1, step=[torch.zeros(1)])
+    with pytest.raises(ArgumentError, match="step must be a number, or float32 tensors of one entry"):
+        sparse_adamw_step_(*lists, lr=0.1, step=[torch.zeros(1), torch.zeros(2)])
     with pytest.raises(ArgumentError, match=r"exp_avgs\[0\] must be contiguous float32 \["):
         sparse_adamw_step_(*lists[:2], [m.double() for m in s.exp_avgs], *lists[3:], lr=0.1, step=1)
     with pytest.raises(ArgumentError, match=r"grads\[0\] must have 45 or \d+ entries"):

@@ -1,5 +1,6 @@
 #include "ops/selected_square_sums.h"
 
+#include "utils/selected_strips.h"
 #include "utils/work_queue.h"
 
 namespace taskarith {

@@ -1,5 +1,7 @@
 #include "ops/sparse_sgd_step_.h"
 
+#include "utils/step_strips.h"
+
 namespace taskarith {
 namespace {
 
@@ -13,19 +15,19 @@ TASKARITH_SIMD void sgd_strip(const SgdScalars& scalars, int64_t n, float* __res
 void sparse_sgd_step_cpu(TensorList params, TensorList grads, TensorList buffers, TensorList masters, TensorList items,
                          TensorList offsets, std::vector<int64_t> streams, std::optional<Tensor> clip,
                          std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, double lr, double momentum,
-                         double dampening, double weight_decay, bool nesterov, int64_t step, bool maximize) {
+                         double dampening, double weight_decay, bool nesterov, TensorList steps, int64_t step,
+                         bool maximize) {
   constexpr const char* kOp = "sparse_sgd_step_";
-  const SgdLists x = check_sparse_sgd_step(params, grads, buffers, masters, items, offsets, streams, step);
-  if (found_inf && read_scalar(kOp, *found_inf) != 0) return;
-  const SgdScalars scalars{gradient_factor(kOp, clip, grad_scale, maximize),
-                           static_cast<float>(weight_decay),
-                           buffers.empty() ? 0.0f : static_cast<float>(momentum),
-                           buffers.empty() || step == 1 ? 1.0f : static_cast<float>(1 - dampening),
-                           static_cast<float>(-lr),
-                           nesterov};
+  const SgdLists x = check_sparse_sgd_step(params, grads, buffers, masters, items, offsets, streams, steps, step);
+  const StepScalars given = check_scalars(kOp, params, clip, grad_scale, found_inf, maximize);
+  if (given.skips()) return;
+  const SgdOptions options{lr, momentum, dampening, weight_decay, nesterov, !buffers.empty()};
+  std::vector<SgdScalars> scalars;
+  for (const StepTensor& t : x.step.tensors)
+    scalars.push_back(fold_sgd(options, number_of(step, t.done), given.factor()));
   for_each_step(x.step, [&](int64_t tensor, int64_t position, int64_t n, float* p, const float* g) {
     float none[kSelectionStrip] = {};
-    sgd_strip(scalars, n, p, g, x.buffers.empty() ? none : x.buffers[tensor] + position);
+    sgd_strip(scalars[tensor], n, p, g, x.buffers.empty() ? none : x.buffers[tensor] + position);
   });
 }
 
