@@ -3,6 +3,7 @@
 
 #include "math/bits.h"
 #include "ops/pack_bits.h"
+#include "utils/host_memory.h"
 
 namespace taskarith {
 
@@ -14,7 +15,8 @@ inline int64_t count_set(const Tensor& bits, int64_t numel) {
   return count;
 }
 
-// `excluded` is empty, or holds the packed bits of every tensor. k is at most the number of entries left.
+// `excluded` is empty, or holds the packed bits of every tensor. k is at most the number of entries left, which is not
+// counted here in a GPU's memory.
 inline void check_bottom_k_mask(const TensorList& scores, const TensorList& excluded, int64_t k) {
   STD_TORCH_CHECK(excluded.empty() || excluded.size() == scores.size(), "bottom_k_mask: excluded must hold ",
                   scores.size(), " packed masks or none, got ", excluded.size());
@@ -24,8 +26,9 @@ inline void check_bottom_k_mask(const TensorList& scores, const TensorList& excl
     candidates += scores[i].numel();
     if (excluded.empty()) continue;
     check_packed("bottom_k_mask", excluded[i], scores[i].numel());
-    STD_TORCH_CHECK(excluded[i].is_contiguous(), "bottom_k_mask: excluded must be contiguous");
-    candidates -= count_set(excluded[i], scores[i].numel());
+    STD_TORCH_CHECK(excluded[i].is_contiguous() && excluded[i].is_cpu() == scores[i].is_cpu(),
+                    "bottom_k_mask: excluded must be contiguous, on the scores' device");
+    if (readable(excluded[i])) candidates -= count_set(excluded[i], scores[i].numel());
   }
   STD_TORCH_CHECK(k >= 0 && k <= candidates, "bottom_k_mask: k must be in [0, ", candidates, "], got ", k);
 }

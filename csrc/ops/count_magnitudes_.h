@@ -1,7 +1,7 @@
 // count_magnitudes_: add |finetuned - base| to histograms, one a task, of the magnitudes in a bracket.
 #pragma once
 
-#include "math/ties_scan.h"
+#include "math/magnitude.h"
 #include "utils/check.h"
 
 namespace taskarith {

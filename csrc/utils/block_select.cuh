@@ -1,4 +1,5 @@
-// Exact selection by a block of threads: radix select on magnitude bits, digits of 11, 10 and 10 bits from the top.
+// Exact selection by a block of threads, or by all of them: radix select on ordered integers, magnitude bits (digits of
+// 11, 10 and 10 bits from the top) or keys of 32 bits (11, 11 and 10).
 #pragma once
 
 #include "math/magnitude.h"
@@ -8,13 +9,21 @@ namespace taskarith {
 
 constexpr int kDigits = 3, kBins = 2048;
 
-// Digit d of a magnitude: the bits above `known` are those of the digits before, `shift` bits lie below.
+// A digit of a value: the bits above `known` are those of the digits before, `shift` bits lie below.
 struct Digit {
   int known, shift, bins;
+
+  __device__ __forceinline__ bool follows(uint32_t bits, uint32_t prefix) const {
+    return uint64_t{bits} >> known == prefix;
+  }
+  __device__ __forceinline__ int bin(uint32_t bits) const { return static_cast<int>(bits >> shift) & (bins - 1); }
 };
 
+// Digit d of values of so many bits.
+template <int bits = 31>
 __device__ __forceinline__ Digit digit(int d) {
-  return d == 0 ? Digit{31, 20, 2048} : d == 1 ? Digit{20, 10, 1024} : Digit{10, 0, 1024};
+  static_assert(bits == 31 || bits == 32);
+  return d == 0 ? Digit{bits, bits - 11, 2048} : d == 1 ? Digit{bits - 11, 10, 1 << (bits - 21)} : Digit{10, 0, 1024};
 }
 
 // Numbers are of type I: int within a row, int64_t where there may be more than 2^31 entries.
@@ -61,6 +70,24 @@ __device__ __forceinline__ Ranked<I> find_rank(I rank, const F& count_of) {
   }
 }
 
+// What is known of the value with a rank among the entries that all blocks together look at.
+struct Search {
+  uint32_t prefix;  // its bits so far
+  int64_t rank;     // among the entries that share them
+  int64_t count;    // how many these are
+};
+
+// The search with one digit more, from the counts of that digit's values, which are zero afterwards. The rank is at
+// least 1. All threads of the block come, and get the same.
+template <int kBlock>
+__device__ __forceinline__ Search with_digit(const Search& search, const Digit& at, unsigned long long* counts) {
+  const Ranked<int64_t> bin = find_rank<kBlock, kBins / kBlock>(
+      search.rank, [&](int64_t b) { return b < at.bins ? static_cast<int64_t>(counts[at.bins - 1 - b]) : 0; });
+  __syncthreads();
+  for (int b = threadIdx.x; b < at.bins; b += kBlock) counts[b] = 0;
+  return {search.prefix * at.bins + static_cast<uint32_t>(at.bins - 1 - bin.index), bin.rank, bin.count};
+}
+
 // The highest `rank` entries of a row: those above the value, and those equal to it before the cutoff.
 struct Cut {
   uint32_t value;
@@ -85,7 +112,7 @@ __device__ __forceinline__ Cut select_rank(int n, int rank, const F& bits_of, un
     __syncthreads();
     for (int i = threadIdx.x; i < n; i += kBlock) {
       const uint32_t bits = bits_of(i);
-      if (bits >> at.known == prefix) atomicAdd(&counts[(bits >> at.shift) & (at.bins - 1)], 1u);
+      if (at.follows(bits, prefix)) atomicAdd(&counts[at.bin(bits)], 1u);
     }
     __syncthreads();
     const Ranked<int> bin = find_rank<kBlock, kBins / kBlock>(

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from taskarith_fast import native
 from taskarith_fast.ops import kth_magnitude, ties_merge
+from taskarith_fast.ops.bottom_k_mask import OP as BOTTOM_K
 from taskarith_fast.ops.breadcrumbs import OP as BREADCRUMBS
-from tests.ops.cases import all_cases, generator, listed, task_lists
+from tests.ops.cases import InPlace, all_cases, generator, listed, task_lists
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = [case for case in all_cases() if case.op.absent("cuda_emulated") is None]
@@ -31,13 +33,40 @@ def _off_by_one(x):
     return place.reshape(x.shape)
 
 
+def _run(case, args):
+    """What the operator gives, or changes: in the very memory of the arguments."""
+    if not isinstance(case.op, InPlace):
+        return listed(case.op(*args, backend="cuda_emulated"))
+    case.op.op(*args, backend="cuda_emulated")
+    return [x for i in case.op.changed for x in listed(args[i])]
+
+
+SOME = [
+    pytest.param(case, name, id=f"{case.op.name}-{name}")
+    for case in KERNELS
+    for i, name in enumerate(case.samples)
+    if i == 0 or name in ("runs", "all")
+]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", KERNELS, ids=lambda case: case.op.name)
-def test_tensors_at_odd_addresses_give_the_same_bytes(case, dtype):
-    args = next(iter(case.samples.values()))(dtype)
-    aligned = listed(case.op(*args, backend="cuda_emulated"))
-    odd = listed(case.op(*_map(args, _off_by_one), backend="cuda_emulated"))
+@pytest.mark.parametrize(("case", "name"), SOME)
+def test_tensors_at_odd_addresses_give_the_same_bytes(case, name, dtype):
+    sample = case.samples[name]
+    aligned, odd = _run(case, sample(dtype)), _run(case, _map(sample(dtype), _off_by_one))
     assert all(torch.equal(a, b) for a, b in zip(aligned, odd, strict=True))
+
+
+@pytest.mark.parametrize("case", KERNELS, ids=lambda case: case.op.name)
+def test_the_order_of_blocks_and_threads_does_not_show(case):
+    set_order = ctypes.CDLL(str(native.LIBRARY_DIR / "libtaskarith_emulated.so")).taskarith_emulation_schedule
+    sample = next(iter(case.samples.values()))
+    try:
+        outs = [_run(case, sample(torch.float32)) for order in (0, 1, 2) if set_order(order, 7) == 0]
+    finally:
+        set_order(0, 1)
+    for other in outs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outs[0], other, strict=True))
 
 
 def _before_unreadable_memory(x):
@@ -56,10 +85,11 @@ def _before_unreadable_memory(x):
 
 def run_before_unreadable_memory():
     for case in KERNELS:
-        for name in {next(iter(case.samples)), "odd sizes", "some, all, none", "each row", "empty"}:
+        named = ("odd sizes", "some, all, none", "each row", "empty", "random", "runs", "all", "masters")
+        for name in {next(iter(case.samples)), *named}:
             for dtype in case.dtypes if name in case.samples else ():
                 args = _map(case.samples[name](dtype), lambda x: _before_unreadable_memory(x.contiguous()))
-                case.op(*args, backend="cuda_emulated")
+                _run(case, args)
 
 
 def test_kernels_touch_nothing_behind_a_tensor():
@@ -145,3 +175,11 @@ def test_breadcrumbs_cuts_rows_of_any_length_and_spread_as_the_cpu_does(size, sp
         args = (base, finetuned, weights, [removed], [kept])
         ours, theirs = (BREADCRUMBS(*args, backend=b)[0] for b in ("cuda_emulated", "cpu"))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_k_that_the_host_cannot_check_takes_all_candidates():
+    """On a GPU the excluded entries are counted by the kernel, which must end for any k."""
+    scores, excluded = [torch.arange(10.0)], [torch.tensor([0b00001111, 0], dtype=torch.uint8)]
+    assert BOTTOM_K(scores, excluded, 9, False, backend="cuda_emulated")[0].tolist() == [0b11110000, 0b11]
+    every = [torch.full((2,), 255, dtype=torch.uint8)]
+    assert BOTTOM_K(scores, every, 1, False, backend="cuda_emulated")[0].tolist() == [0, 0]

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "math/rank_select.h"
+#include "math/score_key.h"
 #include "utils/parallel.h"
 #include "utils/simd.h"
 
@@ -18,7 +19,7 @@ constexpr int64_t kLine = 16;      // floats of a cache line: sampled together, 
 constexpr int64_t kMaxSample = 1 << 18;
 constexpr uint32_t kHighest = 0xFFFFFFFFu;
 
-// Keys order as the entries are to be chosen, the largest key first; an excluded entry has key 0, no other has.
+// An excluded entry has key 0, no other has.
 struct Views {
   std::vector<const float*> scores;
   std::vector<const uint8_t*> excluded;  // empty: none
@@ -31,12 +32,7 @@ struct Keys {
 
 TASKARITH_SIMD void order_keys(const float* __restrict scores, int64_t n, uint32_t flip, uint32_t* __restrict keys) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t bits = __builtin_bit_cast(int32_t, scores[i] + 0.0f);  // -0 becomes 0: the two are equal
-    const uint32_t ordered = static_cast<uint32_t>(bits) ^ (static_cast<uint32_t>(bits >> 31) | 0x80000000u);
-    const uint32_t key = ordered ^ flip;
-    keys[i] = key > 1u ? key : 1u;
-  }
+  for (int64_t i = 0; i < n; ++i) keys[i] = score_key(scores[i], flip);
 }
 
 TASKARITH_SIMD void drop_excluded(const uint8_t* __restrict bits, int64_t n, uint32_t* __restrict keys) {

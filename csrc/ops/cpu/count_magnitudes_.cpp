@@ -1,5 +1,6 @@
 #include "ops/count_magnitudes_.h"
 
+#include "math/ties_scan.h"
 #include "utils/convert.h"
 #include "utils/parallel.h"
 

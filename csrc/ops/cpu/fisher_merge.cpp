@@ -1,5 +1,6 @@
 #include "ops/fisher_merge.h"
 
+#include "math/fisher_merge.h"
 #include "utils/task_strips.h"
 
 namespace taskarith {
@@ -9,18 +10,12 @@ struct Sums {
   alignas(64) double needed[kTaskStrip], mass[kTaskStrip], total[kTaskStrip];
 };
 
-// One task: its Fisher information raised to at least `least`, then by `plus`. Sums in double, in the order of the
-// tasks.
-TASKARITH_SIMD void add_task(const float* __restrict theta, const float* __restrict fisher, double share, double factor,
+// One task. Sums in the order of the tasks.
+TASKARITH_SIMD void add_task(const float* __restrict theta, const float* __restrict fisher, FisherWeights weights,
                              double least, double plus, Sums& __restrict sums, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const double information = fisher[i];
-    const double raised = (information > least ? information : least) + plus;
-    sums.needed[i] += share * information;
-    sums.mass[i] += factor * raised;
-    sums.total[i] += factor * raised * theta[i];
-  }
+  for (int64_t i = 0; i < n; ++i)
+    add_fisher(theta[i], fisher[i], weights, least, plus, sums.needed[i], sums.mass[i], sums.total[i]);
 }
 
 TASKARITH_SIMD bool divide(const Sums& __restrict sums, float* __restrict out, int64_t n) {
@@ -60,7 +55,7 @@ TensorList fisher_merge_cpu(TensorList finetuned, TensorList fishers, Tensor sha
     for (int64_t t = 0; t < tasks; ++t) {
       const Tensor& f = fishers[t * x.length() + tensor];
       const float* fisher = load_block(f.const_data_ptr(), f.scalar_type(), begin, n, buffer);
-      add_task(strip.finetuned()[t], fisher, share[t], factor[t], least, plus, sums, n);
+      add_task(strip.finetuned()[t], fisher, {share[t], factor[t]}, least, plus, sums, n);
     }
     write_strip(out[tensor], begin, n, [&](float* target) {
       if (divide(sums, target, n)) average_unneeded(strip.finetuned(), share, tasks, sums, target, n);

@@ -1,7 +1,6 @@
 #include "ops/kth_magnitude.h"
 #include "utils/block_reduce.cuh"
-#include "utils/block_select.cuh"
-#include "utils/tensor_table.cuh"
+#include "utils/magnitudes.cuh"
 
 namespace taskarith {
 namespace {
@@ -60,13 +59,6 @@ struct LargeSegment {
   int64_t first_chunk, end_chunk;
 };
 
-// What is known of a segment's and task's threshold.
-struct Search {
-  uint32_t prefix;  // its bits so far
-  int64_t rank;     // among the entries that share them
-  int64_t count;    // how many these are
-};
-
 struct Searches {
   const LargeSegment* segments;
   int64_t count, tasks;
@@ -76,20 +68,6 @@ struct Searches {
 };
 
 using Run = Span<RunInfo>;
-
-// f(position in the run, magnitude) for this thread's elements of a run.
-template <class T, class F>
-__device__ __forceinline__ void for_magnitudes(const Run& run, int64_t t, const F& f) {
-  constexpr int W = 16 / sizeof(T);
-  for_each_vector<W>(run, [&](int64_t i, int n, auto whole) {
-    float base[W], finetuned[W];
-    load_floats<W>(run.at<const T>(0) + i, n, whole, base);
-    load_floats<W>(run.at<const T>(1 + t) + i, n, whole, finetuned);
-#pragma unroll
-    for (int j = 0; j < W; ++j)
-      if (j < n) f(ordered_magnitude(finetuned[j] - base[j]));
-  });
-}
 
 __global__ void __launch_bounds__(kThreads, 4)
     count_digits_kernel(const Table<RunInfo> table, const Searches x, const int d) {
@@ -103,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     __syncthreads();
     with_storage(run.tensor.storage, [&](auto zero) {
       for_magnitudes<decltype(zero)>(run, t, [&](uint32_t bits) {
-        if (bits >> at.known == prefix) atomicAdd(&counts[(bits >> at.shift) & (at.bins - 1)], 1u);
+        if (at.follows(bits, prefix)) atomicAdd(&counts[at.bin(bits)], 1u);
       });
     });
     __syncthreads();
@@ -123,16 +101,10 @@ __global__ void __launch_bounds__(kThreads) start_kernel(const Searches x) {
 __global__ void __launch_bounds__(kThreads) choose_digit_kernel(const Searches x, const int d) {
   const Digit at = digit(d);
   for (int64_t cell = blockIdx.x; cell < x.count * x.tasks; cell += gridDim.x) {
-    unsigned long long* counts = x.counts + cell * kBins;
     const Search search = x.searches[cell];
     if (search.rank == 0) continue;
-    const Ranked<int64_t> bin = find_rank<kThreads, kBins / kThreads>(
-        search.rank, [&](int64_t b) { return b < at.bins ? static_cast<int64_t>(counts[at.bins - 1 - b]) : 0; });
-    __syncthreads();
-    for (int b = threadIdx.x; b < at.bins; b += kThreads) counts[b] = 0;
-    if (threadIdx.x == 0)
-      x.searches[cell] = {search.prefix * at.bins + static_cast<uint32_t>(at.bins - 1 - bin.index), bin.rank,
-                          bin.count};
+    const Search found = with_digit<kThreads>(search, at, x.counts + cell * kBins);
+    if (threadIdx.x == 0) x.searches[cell] = found;
     __syncthreads();
   }
 }
@@ -153,17 +125,6 @@ __global__ void __launch_bounds__(kThreads) count_equal_kernel(const Table<RunIn
   }
 }
 
-// The position after the rank-th entry of the run that equals `value`.
-template <class T>
-__device__ __forceinline__ int64_t end_of_rank(const Run& run, int64_t t, uint32_t value, int rank) {
-  const T *base = run.at<const T>(0) + run.begin, *finetuned = run.at<const T>(1 + t) + run.begin;
-  const int n = static_cast<int>(run.end - run.begin);
-  const Ranked<int> last = find_rank<kThreads, 1>(rank, [&](int i) {
-    return i < n && ordered_magnitude(to_float(finetuned[i]) - to_float(base[i])) == value ? 1 : 0;
-  });
-  return run.tensor.info.position + run.begin + last.index + 1;
-}
-
 __global__ void __launch_bounds__(kThreads)
     finish_kernel(const Table<RunInfo> table, const Searches x, const Results results) {
   for (int64_t cell = blockIdx.x; cell < x.count * x.tasks; cell += gridDim.x) {
@@ -179,7 +140,8 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       const Run run = span_of(table, segment.first_chunk + chunk.index);
       with_storage(run.tensor.storage, [&](auto zero) {
-        cutoff = end_of_rank<decltype(zero)>(run, t, search.prefix, static_cast<int>(chunk.rank));
+        cutoff =
+            run.tensor.info.position + end_of_rank<decltype(zero)>(run, t, search.prefix, static_cast<int>(chunk.rank));
       });
       __syncthreads();
     }
