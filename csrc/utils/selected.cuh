@@ -15,6 +15,15 @@ enum class Form : int32_t { kEvery, kPositions, kRuns };
 
 inline Form form_of(const Selection& x) { return x.all ? Form::kEvery : x.runs ? Form::kRuns : Form::kPositions; }
 
+// Says what the compiler cannot know of a pointer that was loaded and is not null: not shared, not local memory.
+template <class T>
+__device__ __forceinline__ T* in_global_memory(T* pointer) {
+#ifdef __CUDA_ARCH__
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 // The last index in [low, high] whose value does not exceed x: the first one's does not, and values ascend.
 template <class I, class F>
 __device__ __forceinline__ I last_up_to(I low, I high, int64_t x, const F& value_of) {
@@ -37,8 +46,14 @@ struct SelectedRange {
   int first_block, last_block;
   int64_t first_run, last_run;  // where the range lies in one block
 
-  __device__ __forceinline__ int64_t entries_before(int block) const { return offsets[2 * int64_t{block}]; }
-  __device__ __forceinline__ int64_t items_before(int block) const { return offsets[2 * int64_t{block} + 1]; }
+  __device__ __forceinline__ int64_t entries_before(int block) const {
+    return in_global_memory(offsets)[2 * int64_t{block}];
+  }
+  __device__ __forceinline__ int64_t items_before(int block) const {
+    return in_global_memory(offsets)[2 * int64_t{block} + 1];
+  }
+
+  __device__ __forceinline__ uint16_t item(int64_t i) const { return in_global_memory(items)[i]; }
 
   __device__ __forceinline__ int block_of(int64_t j) const {
     return last_up_to(first_block, last_block, j, [&](int b) { return entries_before(b); });
@@ -46,7 +61,7 @@ struct SelectedRange {
 
   // Within a block; the entry is counted from the block's first.
   __device__ __forceinline__ int64_t run_of(int64_t low, int64_t high, int64_t entry) const {
-    return last_up_to(low, high, entry, [&](int64_t i) { return int64_t{items[2 * i + 1]}; });
+    return last_up_to(low, high, entry, [&](int64_t i) { return int64_t{item(2 * i + 1)}; });
   }
 };
 
@@ -74,7 +89,7 @@ template <class Whole>
 __device__ __forceinline__ void find_positions(const SelectedRange& x, int64_t j, int n, Whole whole,
                                                int64_t (&at)[kSelected]) {
   uint16_t items[kSelected];
-  load_some<kSelected>(x.items + j, n, whole, items);
+  load_some<kSelected>(in_global_memory(x.items) + j, n, whole, items);
   int block = x.block_of(j);
   int64_t block_end = x.entries_before(block + 1);
 #pragma unroll
@@ -95,9 +110,9 @@ __device__ __forceinline__ void find_in_runs(const SelectedRange& x, int64_t j, 
       x.run_of(narrow ? x.first_run : x.items_before(block), narrow ? x.last_run : next_block - 1, j - before);
   int64_t end, shift;  // of the run: its last entry's number and one, and how far positions are ahead of numbers
   const auto enter = [&] {
-    const int64_t begin = before + x.items[2 * run + 1];
-    end = run + 1 < next_block ? before + x.items[2 * run + 3] : x.entries_before(block + 1);
-    shift = block * kSelectionBlock + x.items[2 * run] - begin;
+    const int64_t begin = before + x.item(2 * run + 1);
+    end = run + 1 < next_block ? before + x.item(2 * run + 3) : x.entries_before(block + 1);
+    shift = block * kSelectionBlock + x.item(2 * run) - begin;
   };
   enter();
 #pragma unroll
@@ -127,70 +142,25 @@ __device__ __forceinline__ void find_entries(const SelectedRange& x, int64_t j, 
   }
 }
 
-// Values as the bits of their storage type: loaded first and converted when all loads are under way.
-__device__ __forceinline__ float word_to_float(Storage storage, uint32_t word) {
-  if (storage == Storage::kFloat) return __uint_as_float(word);
-  if (storage == Storage::kBFloat16) return __uint_as_float(word << 16);
-  __half_raw raw;
-  raw.x = static_cast<unsigned short>(word);
-  return __half2float(__half(raw));
-}
-
-__device__ __forceinline__ uint32_t float_to_word(Storage storage, float x) {
-  if (storage == Storage::kFloat) return __float_as_uint(x);
-  if (storage == Storage::kBFloat16) return static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(x)).x;
-  return static_cast<__half_raw>(__float2half_rn(x)).x;
-}
-
-namespace detail {
-
+// Entries j .. j + 3, at their positions in `scattered` memory, else one after the other. In the storage type:
+// converted when all loads are under way.
 template <class T, class Whole>
-__device__ __forceinline__ void load_words(const T* data, bool scattered, int64_t j, const int64_t (&at)[kSelected],
-                                           int n, Whole whole, uint32_t (&words)[kSelected]) {
-  T x[kSelected];
-  if (scattered) {
+__device__ __forceinline__ void load_entries(const T* data, bool scattered, int64_t j, const int64_t (&at)[kSelected],
+                                             int n, Whole whole, T (&x)[kSelected]) {
+  data = in_global_memory(data);
+  if (!scattered) return load_some<kSelected>(data + j, n, whole, x);
 #pragma unroll
-    for (int k = 0; k < kSelected; ++k) x[k] = whole || k < n ? data[at[k]] : T{};
-  } else {
-    load_some<kSelected>(data + j, n, whole, x);
-  }
-#pragma unroll
-  for (int k = 0; k < kSelected; ++k) words[k] = x[k];
+  for (int k = 0; k < kSelected; ++k) x[k] = whole || k < n ? data[at[k]] : T{};
 }
 
 template <class T, class Whole>
-__device__ __forceinline__ void store_words(const uint32_t (&words)[kSelected], T* data, bool scattered, int64_t j,
-                                            const int64_t (&at)[kSelected], int n, Whole whole) {
-  T x[kSelected];
-#pragma unroll
-  for (int k = 0; k < kSelected; ++k) x[k] = static_cast<T>(words[k]);
+__device__ __forceinline__ void store_entries(const T (&x)[kSelected], T* data, bool scattered, int64_t j,
+                                              const int64_t (&at)[kSelected], int n, Whole whole) {
+  data = in_global_memory(data);
   if (!scattered) return store_some<kSelected>(x, n, whole, data + j);
 #pragma unroll
   for (int k = 0; k < kSelected; ++k)
     if (whole || k < n) data[at[k]] = x[k];
-}
-
-}  // namespace detail
-
-// Entries j .. j + 3, at their positions in `scattered` memory, else one after the other.
-template <class Whole>
-__device__ __forceinline__ void load_entries(const void* data, Storage storage, bool scattered, int64_t j,
-                                             const int64_t (&at)[kSelected], int n, Whole whole,
-                                             uint32_t (&words)[kSelected]) {
-  if (storage == Storage::kFloat)
-    detail::load_words(static_cast<const uint32_t*>(data), scattered, j, at, n, whole, words);
-  else
-    detail::load_words(static_cast<const uint16_t*>(data), scattered, j, at, n, whole, words);
-}
-
-template <class Whole>
-__device__ __forceinline__ void store_entries(const uint32_t (&words)[kSelected], void* data, Storage storage,
-                                              bool scattered, int64_t j, const int64_t (&at)[kSelected], int n,
-                                              Whole whole) {
-  if (storage == Storage::kFloat)
-    detail::store_words(words, static_cast<uint32_t*>(data), scattered, j, at, n, whole);
-  else
-    detail::store_words(words, static_cast<uint16_t*>(data), scattered, j, at, n, whole);
 }
 
 }  // namespace taskarith

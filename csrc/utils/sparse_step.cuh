@@ -1,6 +1,8 @@
 // A sparse step on a GPU: one launch folds the scalars of every tensor, one updates all selected entries.
 #pragma once
 
+#include <type_traits>
+
 #include "math/stochastic_rounding.h"
 #include "utils/selected.cuh"
 #include "utils/sparse_step.h"
@@ -38,46 +40,61 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Entries j .. j + 3 of the selected ones.
-template <class Rule, class Whole>
-__device__ __forceinline__ void step_entries(const Span<StepInfo>& span, const SelectedRange& range,
-                                             const Folded<Rule>& folded, int64_t j, int n, Whole whole) {
-  constexpr int S = Rule::kNumStates;
-  const StepInfo& info = span.tensor.info;
-  const Storage storage = info.master ? Storage::kFloat : span.tensor.storage;
-  const bool scattered = info.form != Form::kEvery;
-  float states[S > 0 ? S : 1][kSelected] = {};
+// The chunk at hand. What is the same for all its threads stays in memory, that is in the first cache: there are too
+// few registers for it.
+template <class Rule, class P, class G>
+struct StepChunk {
+  const Span<StepInfo>& span;
+  const SelectedRange& range;
+  const Folded<Rule>& folded;
+
+  // Entries j .. j + 3 of the selected ones.
+  template <class Whole>
+  __device__ __forceinline__ void step(int64_t j, int n, Whole whole) const {
+    constexpr int S = Rule::kNumStates;
+    const bool scattered = range.form != Form::kEvery;
+    float state[S > 0 ? S : 1][kSelected] = {}, p[kSelected];
+    int64_t at[kSelected];
 #pragma unroll
-  for (int s = 0; s < S; ++s) load_floats<kSelected>(span.at<const float>(kStates + s) + j, n, whole, states[s]);
-  int64_t at[kSelected];
-  find_entries(range, j, n, whole, at);
-  uint32_t grads[kSelected], params[kSelected];
-  load_entries(span.at<const void>(kGrad), info.grad, scattered && !info.compact_grad, j, at, n, whole, grads);
-  load_entries(span.at<const void>(info.master ? kMaster : kParam), storage, scattered && !info.master, j, at, n, whole,
-               params);
-  PhiloxBlock random{};
-  if (info.at_random) random = philox(static_cast<uint64_t>(j / 8), folded.step, info.stream);
+    for (int s = 0; s < S; ++s) load_entries(span.at<const float>(kStates + s), false, j, at, n, whole, state[s]);
+    find_entries(range, j, n, whole, at);
+    G g[kSelected];
+    P rounded[kSelected];
+    load_entries(span.at<const G>(kGrad), scattered && !span.tensor.info.compact_grad, j, at, n, whole, g);
+    if (span.tensor.info.master) {
+      load_entries(span.at<const float>(kMaster), false, j, at, n, whole, p);
+    } else {
+      load_entries(span.at<const P>(kParam), scattered, j, at, n, whole, rounded);
 #pragma unroll
-  for (int k = 0; k < kSelected; ++k) {
-    float state[S > 0 ? S : 1];
-#pragma unroll
-    for (int s = 0; s < S; ++s) state[s] = states[s][k];
-    float p =
-        Rule::update(word_to_float(storage, params[k]), word_to_float(info.grad, grads[k]), state, folded.scalars);
-#pragma unroll
-    for (int s = 0; s < S; ++s) states[s][k] = state[s];
-    if (info.master) params[k] = __float_as_uint(p);
-    if (info.at_random) {
-      const uint32_t half = half_word(random, static_cast<int>(j % 8) + k);
-      p = span.tensor.storage == Storage::kBFloat16 ? round_to_bfloat16(p, half) : round_to_float16(p, half);
+      for (int k = 0; k < kSelected; ++k) p[k] = to_float(rounded[k]);
     }
-    grads[k] = float_to_word(span.tensor.storage, p);
-  }
 #pragma unroll
-  for (int s = 0; s < S; ++s) store_floats<kSelected>(states[s], n, whole, span.at<float>(kStates + s) + j);
-  if (info.master) store_entries(params, span.at<void>(kMaster), Storage::kFloat, false, j, at, n, whole);
-  store_entries(grads, span.at<void>(kParam), span.tensor.storage, scattered, j, at, n, whole);
-}
+    for (int k = 0; k < kSelected; ++k) {
+      float own[S > 0 ? S : 1] = {};
+#pragma unroll
+      for (int s = 0; s < S; ++s) own[s] = state[s][k];
+      p[k] = Rule::update(p[k], to_float(g[k]), own, folded.scalars);
+#pragma unroll
+      for (int s = 0; s < S; ++s) state[s][k] = own[s];
+    }
+#pragma unroll
+    for (int s = 0; s < S; ++s) store_entries(state[s], span.at<float>(kStates + s), false, j, at, n, whole);
+    if (span.tensor.info.master) store_entries(p, span.at<float>(kMaster), false, j, at, n, whole);
+    if (span.tensor.info.at_random) round(j, p);
+#pragma unroll
+    for (int k = 0; k < kSelected; ++k) rounded[k] = from_float<P>(p[k]);
+    store_entries(rounded, span.at<P>(kParam), scattered, j, at, n, whole);
+  }
+
+  __device__ __forceinline__ void round(int64_t j, float (&p)[kSelected]) const {
+    const PhiloxBlock block = philox(static_cast<uint64_t>(j / 8), folded.step, span.tensor.info.stream);
+#pragma unroll
+    for (int k = 0; k < kSelected; ++k) {
+      const uint32_t random = half_word(block, static_cast<int>(j % 8) + k);
+      p[k] = std::is_same_v<P, __half> ? round_to_float16(p[k], random) : round_to_bfloat16(p[k], random);
+    }
+  }
+};
 
 template <class Rule>
 __global__ void __launch_bounds__(kThreads, 3)
@@ -88,8 +105,13 @@ __global__ void __launch_bounds__(kThreads, 3)
     const SelectedRange range = selected_range(span.at<const uint16_t>(kItems), span.at<const int64_t>(kOffsets),
                                                info.form, info.blocks, span.begin, span.end);
     span.end = range.end;
-    for_each_vector<kSelected>(span, [&](int64_t j, int n, auto whole) {
-      step_entries<Rule>(span, range, folded[span.tensor.index], j, n, whole);
+    with_storage(span.tensor.storage, [&](auto param) {
+      with_storage(info.grad, [&](auto grad) {
+        using P = decltype(param);
+        using G = decltype(grad);
+        const StepChunk<Rule, P, G> chunk{span, range, folded[span.tensor.index]};
+        for_each_vector<kSelected>(span, [&](int64_t j, int n, auto whole) { chunk.step(j, n, whole); });
+      });
     });
   });
 }

@@ -18,21 +18,23 @@ __global__ void __launch_bounds__(kThreads, 4)
     selected_square_sums_kernel(const Table<SumInfo> table, double* __restrict__ partial) {
   for_each_span(table, [&](Span<SumInfo> span) {
     const SumInfo& info = span.tensor.info;
-    const Storage storage = span.tensor.storage;
     const SelectedRange range = selected_range(span.at<const uint16_t>(kItems), span.at<const int64_t>(kOffsets),
                                                info.form, info.blocks, span.begin, span.end);
     span.end = range.end;
     double sum[1] = {0};
-    for_each_vector<kSelected>(span, [&](int64_t j, int n, auto whole) {
-      int64_t at[kSelected];
-      uint32_t words[kSelected];
-      find_entries(range, j, n, whole, at);
-      load_entries(span.at<const void>(kData), storage, info.form != Form::kEvery, j, at, n, whole, words);
+    with_storage(span.tensor.storage, [&](auto zero) {
+      using T = decltype(zero);
+      for_each_vector<kSelected>(span, [&](int64_t j, int n, auto whole) {
+        int64_t at[kSelected];
+        T values[kSelected];
+        find_entries(range, j, n, whole, at);
+        load_entries(span.at<const T>(kData), info.form != Form::kEvery, j, at, n, whole, values);
 #pragma unroll
-      for (int k = 0; k < kSelected; ++k) {
-        const double x = word_to_float(storage, words[k]);
-        sum[0] += x * x;
-      }
+        for (int k = 0; k < kSelected; ++k) {
+          const double x = to_float(values[k]);
+          sum[0] += x * x;
+        }
+      });
     });
     block_sum<kThreads>(sum);
     if (threadIdx.x == 0) partial[span.chunk] = sum[0];
