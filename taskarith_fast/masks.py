@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from taskarith_fast.checkpoint import LazyState, load_state_dict, save_state_dict
+from taskarith_fast.checkpoint import LazyState, load_state_dict, save_state_dict, with_kind
 from taskarith_fast.errors import ArgumentError, CheckpointError, TaskarithError
 from taskarith_fast.ops.pack_bits import check_bits, pack_bits
 from taskarith_fast.ops.unpack_bits import unpack_bits
@@ -134,12 +134,9 @@ class Masks(Mapping[str, Tensor]):
             ArgumentError: If `metadata` uses a name that the format needs.
             CheckpointError: If the file exists and `overwrite` is off, or has another suffix.
         """
-        for name in _RESERVED:
-            if name in (metadata or {}):
-                raise ArgumentError(f"metadata must not use the name {name!r}; the format needs it")
         kind = {"taskarith": _KIND, "schema": _SCHEMA, "shapes": json.dumps(self._shapes)}
         state = {name: bits.clone() for name, bits in self._bits.items()}  # two equal masks are not tied weights
-        save_state_dict(state, path, metadata={**(metadata or {}), **kind}, overwrite=overwrite)
+        save_state_dict(state, path, metadata=with_kind(kind, metadata), overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:

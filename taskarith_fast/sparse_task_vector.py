@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from taskarith_fast.checkpoint import LazyState, load_state_dict, save_state_dict
+from taskarith_fast.checkpoint import LazyState, load_state_dict, save_state_dict, with_kind
 from taskarith_fast.errors import CheckpointError
 from taskarith_fast.masks import Masks, read_shapes
 from taskarith_fast.task_vector import TaskVector, deltas_between
 
 _KIND, _SCHEMA = "sparse_task_vector", "1"
+_RESERVED = ("taskarith", "schema", "shapes", "dtypes")
 
 
 class SparseTaskVector(Mapping[str, Tensor]):
@@ -29,6 +30,9 @@ class SparseTaskVector(Mapping[str, Tensor]):
         masks: Where the entries are that may differ from zero.
         values: Name -> the deltas there, shape [masks.count(name)], in ascending order of their index.
 
+    Attributes:
+        metadata: Strings that a loaded file holds beside the deltas; empty otherwise.
+
     Raises:
         CheckpointError: If names differ, or a tensor has another number of values than its mask has entries.
     """
@@ -38,6 +42,7 @@ class SparseTaskVector(Mapping[str, Tensor]):
             name = sorted(masks.keys() ^ values.keys())[0]
             raise CheckpointError(f"{name} must be in both masks and values, got it in one only")
         self.masks = masks
+        self.metadata: dict[str, str] = {}
         self._values = {name: values[name] for name in masks}
         for name, value in self._values.items():
             if value.shape != (masks.count(name),):
@@ -94,8 +99,10 @@ class SparseTaskVector(Mapping[str, Tensor]):
         """Euclidean norm over all deltas, in float64."""
         return math.sqrt(sum(float(value.double().square().sum()) for value in self._values.values()))
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write masks and values to one safetensors file, atomically."""
+    def save(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write masks and values, and strings beside them, to one safetensors file, atomically."""
         state = {}
         for name, value in self._values.items():
             if value.numel():
@@ -105,7 +112,7 @@ class SparseTaskVector(Mapping[str, Tensor]):
         shapes = {name: self.masks.shape(name) for name in self}
         dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in self._values.items()}
         kind = {"taskarith": _KIND, "schema": _SCHEMA, "shapes": json.dumps(shapes), "dtypes": json.dumps(dtypes)}
-        save_state_dict(state, path, metadata=kind, overwrite=overwrite)
+        save_state_dict(state, path, metadata=with_kind(kind, metadata), overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SparseTaskVector:
@@ -120,9 +127,11 @@ class SparseTaskVector(Mapping[str, Tensor]):
             parts = {n: Masks({n: state[f"mask/{n}"]}, {n: shapes[n]}) for n in shapes if f"mask/{n}" in state}
             empty = {name: torch.empty(0, dtype=getattr(torch, dtypes[name])) for name in shapes}
             values = {name: state[f"value/{name}"] if f"value/{name}" in state else empty[name] for name in shapes}
-            return cls(Masks.join((whole | parts).values()), values)
+            vector = cls(Masks.join((whole | parts).values()), values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: a damaged sparse task vector ({error})") from None
+        vector.metadata = {name: text for name, text in state.metadata.items() if name not in _RESERVED}
+        return vector
 
     def __getitem__(self, name: str) -> Tensor:
         value = self._values[name]

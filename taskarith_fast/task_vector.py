@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from taskarith_fast.checkpoint import LazyState, load_state_dict, save_state_dict
+from taskarith_fast.checkpoint import LazyState, load_state_dict, save_state_dict, with_kind
 from taskarith_fast.errors import CheckpointError
 
 _KIND = {"taskarith": "task_vector", "schema": "1"}
@@ -19,10 +19,14 @@ class TaskVector(Mapping[str, Tensor]):
 
     Args:
         deltas: Name -> delta, in the dtype of the models.
+
+    Attributes:
+        metadata: Strings that a loaded file holds beside the deltas; empty otherwise.
     """
 
     def __init__(self, deltas: Mapping[str, Tensor]) -> None:
         self._deltas = dict(deltas)
+        self.metadata: dict[str, str] = {}
 
     @classmethod
     def between(cls, base: Mapping[str, Tensor], finetuned: Mapping[str, Tensor]) -> TaskVector:
@@ -48,9 +52,11 @@ class TaskVector(Mapping[str, Tensor]):
             for name, value in base.items()
         }
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the deltas to one safetensors file, atomically."""
-        save_state_dict(self._deltas, path, metadata=_KIND, overwrite=overwrite)
+    def save(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the deltas, and strings beside them, to one safetensors file, atomically."""
+        save_state_dict(self._deltas, path, metadata=with_kind(_KIND, metadata), overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TaskVector:
@@ -58,7 +64,9 @@ class TaskVector(Mapping[str, Tensor]):
         state = load_state_dict(path)
         if not isinstance(state, LazyState) or state.metadata.get("taskarith") != "task_vector":
             raise CheckpointError(f"{path}: expected a task vector written by TaskVector.save, got another checkpoint")
-        return cls(state)
+        vector = cls(state)
+        vector.metadata = {name: text for name, text in state.metadata.items() if name not in _KIND}
+        return vector
 
     def norm(self) -> float:
         """Euclidean norm over all deltas, in float64."""

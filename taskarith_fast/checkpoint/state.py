@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from taskarith_fast.errors import CheckpointError
+from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.formats.pickled import peek_pickled, read_pickled
 from taskarith_fast.formats.tied import check_tied, read_tied, untied, write_tied
 
@@ -106,6 +106,18 @@ def save_state_dict(
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def with_kind(kind: Mapping[str, str], metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Metadata of a file: what says its kind, and the strings of a caller.
+
+    Raises:
+        ArgumentError: If the caller's use a name that the kind needs.
+    """
+    for name in kind:
+        if name in (metadata or {}):
+            raise ArgumentError(f"metadata must not use the name {name!r}; the format needs it")
+    return {**(metadata or {}), **kind}
 
 
 def check_destination(path: Path, overwrite: bool) -> None:
