@@ -24,6 +24,7 @@ _NAMES = {
     "merge_files": "taskarith_fast.merging",
     "merge_methods": "taskarith_fast.merging",
     "merge_per_task": "taskarith_fast.merging",
+    "merge_task_vectors": "taskarith_fast.merging",
     "plan_merge": "taskarith_fast.merging.plan",
     "calibrate": "taskarith_fast.loops.calibrate",
     "convert_file": "taskarith_fast.formats.conversion",

@@ -4,6 +4,7 @@ from taskarith_fast.merging.files import merge_files
 from taskarith_fast.merging.methods import METHODS, merge, merge_methods, merge_per_task
 from taskarith_fast.merging.plan import Plan, plan_merge
 from taskarith_fast.merging.recipe import check_recipe, read_recipe
+from taskarith_fast.merging.task_vectors import merge_task_vectors
 
 __all__ = [
     "METHODS",
@@ -13,6 +14,7 @@ __all__ = [
     "merge_files",
     "merge_methods",
     "merge_per_task",
+    "merge_task_vectors",
     "plan_merge",
     "read_recipe",
 ]

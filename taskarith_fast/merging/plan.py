@@ -216,8 +216,17 @@ def _open(plan: Plan, paths: Sequence[PathLike]) -> list[Source]:
     sources = []
     for path in paths:
         with _collecting(plan):
-            sources.append(open_source(path))
+            sources.append(_model(open_source(path)))
     return sources if len(sources) == len(paths) else []
+
+
+def _model(source: Source) -> Source:
+    """The source, if it is not a task vector."""
+    if getattr(source, "metadata", {}).get("taskarith", "").endswith("task_vector"):
+        raise CheckpointError(
+            f"{source.path}: expected a model, got a task vector; apply it to the base, or use merge_task_vectors"
+        )
+    return source
 
 
 def _open_statistics(plan: Plan, kind: Statistics, paths: Any, tasks: int) -> None:
