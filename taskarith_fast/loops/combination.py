@@ -15,13 +15,15 @@ def check_combination(config: FinetuneConfig, masks: Masks | None, checkpoint: P
     """Refuse a run whose parts do not go together.
 
     Raises:
-        ArgumentError: For masks and a trained head; for sharding in one process, of a recipe that does not train whole
-            tensors, or with a checkpoint.
+        ArgumentError: For masks and a trained head; for snapshots of a run with a checkpoint; for sharding in one
+            process, of a recipe that does not train whole tensors, or with a checkpoint.
     """
     if masks is not None and config.train_head:
         raise ArgumentError(
             "train_head must be false for recipes with masks, their heads are frozen; probe the task first"
         )
+    if config.snapshots and checkpoint is not None:
+        raise ArgumentError("snapshots must be empty for a run with a checkpoint, which does not hold them")
     if config.sharding == "fsdp":
         _check_sharded(config, checkpoint, world)
 
@@ -29,7 +31,7 @@ def check_combination(config: FinetuneConfig, masks: Masks | None, checkpoint: P
 def _check_sharded(config: FinetuneConfig, checkpoint: Path | None, world: World) -> None:
     if world.size == 1:
         raise ArgumentError("sharding 'fsdp' needs several processes, got one; start the run with torchrun")
-    if RECIPES[config.recipe].kind != "tensors":
+    if RECIPES[config.recipe].kind != "tensors" or RECIPES[config.recipe].linearized:
         raise ArgumentError(
             f"sharding 'fsdp' needs a recipe that trains whole tensors, got {config.recipe!r}; try sharding 'none'"
         )

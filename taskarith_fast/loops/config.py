@@ -114,6 +114,8 @@ class FinetuneConfig:
     """Keep only the inputs of the transformer blocks and compute the rest again in the backward pass."""
     checkpoint_every: int = 100
     """Steps between the checkpoints of a run that is given a place for them; no effect on the result."""
+    snapshots: tuple[int, ...] = ()
+    """Steps after which the result keeps a copy of the state, for curves over training."""
     sharding: str = "none"
     """Under torchrun: "none" keeps all weights in every process, "fsdp" cuts weights, gradients and state."""
     device: str = "auto"
@@ -134,6 +136,7 @@ class FinetuneConfig:
         _check_at_least(self, 0, "warmup", "weight_decay", "lr", "head_lr", "epochs", "clip", "lora_alpha")
         if not 0 <= self.label_smoothing < 1:
             raise ArgumentError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        object.__setattr__(self, "snapshots", tuple(self.snapshots))
         for name in ("epochs", "clip"):
             if getattr(self, name) == 0:
                 raise ArgumentError(f"{name} must be positive or None, got 0")

@@ -20,11 +20,12 @@ from taskarith_fast.loops.calibrate import calibrate
 from taskarith_fast.loops.calibrate_config import CALIBRATE_PRESETS, CalibrationBatches
 from taskarith_fast.loops.config import FINETUNE_PRESETS, PROBE_PRESETS, FinetuneConfig, describe
 from taskarith_fast.loops.distributed import is_main
-from taskarith_fast.loops.evaluate import Evaluation, evaluate, load_state
+from taskarith_fast.loops.evaluate import Evaluation
 from taskarith_fast.loops.finetune import finetune
 from taskarith_fast.loops.memory_plan import check_memory, plan_finetune
 from taskarith_fast.loops.probe import probe
 from taskarith_fast.loops.runtime import resolve_device, return_freed_memory, threads
+from taskarith_fast.loops.task_vector_files import open_states, save_linearized
 from taskarith_fast.masks import Masks
 from taskarith_fast.merging.checks import parse_size
 from taskarith_fast.models import Head, load_encoder
@@ -86,6 +87,8 @@ def finetune_to_file(
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune the encoder with the head of a file frozen, and save its state; returns what was recorded with it.
 
+    A linearized recipe leaves a task vector, not a state.
+
     Under torchrun every process must call it, and the first one writes.
     """
     config: FinetuneConfig = _configured(FINETUNE_PRESETS, preset, settings)
@@ -101,13 +104,16 @@ def finetune_to_file(
     place = output.with_name(f"{output.name}.resume") if options.resume and config.sharding == "none" else None
     result = finetune(encoder, classifier, task, config, progress, masks=masks, checkpoint=place)
     record = {
-        "kind": "encoder",
+        "kind": "encoder" if result.tau is None else "linearized task vector",
         "loss": [result.history["loss"][0], result.history["loss"][-1]],
         **_record(choice, task, describe(config)),
     }
     if is_main():
-        metadata = {"taskarith": json.dumps(record)}
-        save_state_dict(result.state, output, metadata=metadata, overwrite=overwrite)
+        if result.tau is not None:
+            save_linearized(result.tau, encoder, output, record, sparse=masks is not None, overwrite=overwrite)
+        else:
+            metadata = {"taskarith": json.dumps(record)}
+            save_state_dict(result.state, output, metadata=metadata, overwrite=overwrite)
         if options.peft is not None and result.adapter is not None:
             save_peft_adapter(result.adapter, options.peft, choice.name.removeprefix("hf:"), overwrite=overwrite)
         if place is not None:
@@ -153,21 +159,16 @@ def plan_from_files(
 
 
 def evaluate_files(
-    choice: EncoderChoice, state: Path | None, pairs: Sequence[tuple[data.Task, Path]], *, split: str, device: str,
-    num_threads: int | None, progress: Progress,
+    choice: EncoderChoice, states: Sequence[Path], pairs: Sequence[tuple[data.Task, Path]], *, split: str, device: str,
+    num_threads: int | None, progress: Progress, scale: float = 1.0, linearized: bool = False,
 ) -> dict[str, Evaluation]:  # fmt: skip
-    """Evaluate an encoder state (the pre-trained one if None) on each task with the head of its file."""
-    heads = {task.name: read_head(path, task) for task, path in pairs}
+    """Evaluate what `open_states` takes, each task with the head of its file."""
     where = resolve_device(device)
-    encoder = choice.load()
-    if state is not None:
-        load_state(encoder, load_state_dict(state))
-    encoder.to(where)
+    heads = {task.name: read_head(path, task).to(where) for task, path in pairs}
+    splits = {task.name: task.splits[split] for task, _ in pairs}
     with threads(num_threads):
-        return {
-            task.name: evaluate(encoder, heads[task.name].to(where), task.splits[split])
-            for task, _ in progress.track(list(pairs), "evaluate")
-        }
+        judge = open_states(choice.load().to(where), heads, splits, states, scale=scale, linearized=linearized)
+        return {name: judge(name) for name in progress.track(list(splits), "evaluate")}
 
 
 def read_head(path: Path, task: data.Task) -> Head:

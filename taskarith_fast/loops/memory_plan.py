@@ -22,7 +22,7 @@ from torch import nn
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.objective import Objective
-from taskarith_fast.loops.recipes import RECIPES, has_compact_gradients, prepare, surroundings
+from taskarith_fast.loops.recipes import RECIPES, has_compact_gradients, linearized, prepare, surroundings
 from taskarith_fast.loops.runtime import device_of, resolve_device
 from taskarith_fast.masks import Masks
 from taskarith_fast.merging.checks import format_size
@@ -31,8 +31,8 @@ from taskarith_fast.models.activations import Kept, measure_kept
 _STATE_BYTES = 8  # AdamW's two moments in float32
 _INDEX_BYTES = 2  # of an entry that a mask selects
 # Gradients of activations that are alive at once where they are largest: of an MLP's hidden layer, before and after
-# its nonlinearity.
-_WORKING_COPIES = 2
+# its nonlinearity. Linearized, their tangents are there too.
+_WORKING_COPIES, _WITH_TANGENTS = 2, 4
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,9 @@ def _planner(
     encoder: nn.Module, head: nn.Module, config: FinetuneConfig, masks: Masks | None
 ) -> Callable[[FinetuneConfig], MemoryPlan]:
     """Measure a recipe once; the plans for its batch sizes, and with checkpointing, follow."""
-    model = copy.deepcopy(encoder).train()
     classifier = copy.deepcopy(head).requires_grad_(config.train_head)
-    prepared = prepare(model, config, masks)
-    objective = Objective(model, [classifier], prepared.adapter, config)
+    prepared = prepare(copy.deepcopy(encoder).train(), dataclasses.replace(config, checkpoint_activations=False), masks)
+    objective = Objective(prepared.encoder, [classifier], prepared.adapter, config)
     size = config.image_size or int(encoder.image_size)  # type: ignore[arg-type]
     device = device_of(objective)
 
@@ -126,7 +125,7 @@ def _planner(
         )
         return objective([(*batch, 1.0)])
 
-    with torch.random.fork_rng(devices=[]), surroundings(model, prepared, config, masks, _processes()):
+    with torch.random.fork_rng(devices=[]), surroundings(prepared, config, masks, _processes()):
         kept = measure_kept(objective, forward)
     return lambda config: _plan(encoder, objective, config, masks, kept)
 
@@ -137,6 +136,7 @@ def _plan(
     processes = _processes()
     images = -(-config.batch_size // processes)
     shards = processes if config.sharding == "fsdp" else 1
+    copies = _WITH_TANGENTS if RECIPES[config.recipe].linearized else _WORKING_COPIES
     weights = _bytes(objective) // shards
     if resolve_device(config.device).type == device_of(encoder).type:
         weights += _bytes(encoder)
@@ -146,7 +146,7 @@ def _plan(
         gradients=_gradient_bytes(objective, config, masks) // shards,
         optimizer=_state_bytes(objective, masks) // shards,
         activations=kept.bytes(images, config.checkpoint_activations),
-        working=_WORKING_COPIES * (kept.largest[0] + images * kept.largest[1]),
+        working=copies * (kept.largest[0] + images * kept.largest[1]),
     )
 
 
@@ -200,7 +200,8 @@ def _fitting(
     yield from filter(None, (alone, smaller) if alone or smaller else (both,))
     other: list[dict[str, Any]] = [{"clip_over": "selected"}]  # for masks: then no dense gradient is needed
     if RECIPES[config.recipe].kind != "masks":
-        other = [{"recipe": recipe} for recipe in ("qkvo", "lora", "bitfit")]
+        alike = linearized if RECIPES[config.recipe].linearized else str
+        other = [{"recipe": alike(recipe)} for recipe in ("qkvo", "lora", "bitfit")]
     for change in other:
         if plan_finetune(encoder, head, dataclasses.replace(config, **change), masks).peak <= limit:
             ((name, value),) = change.items()

@@ -27,8 +27,8 @@ from taskarith_fast.progress import SILENT, Progress
 State = Mapping[str, Tensor]
 Parameters = dict[str, Any]
 Grid = Mapping[str, Sequence[Any]]
-EvaluateState = Callable[[State], Mapping[str, Evaluation]]
-MakeStates = Callable[[Sequence[Parameters]], Iterable[State]]
+EvaluateState = Callable[[Any], Mapping[str, Evaluation]]
+MakeStates = Callable[[Sequence[Parameters]], Iterable[Any]]
 
 SCALES = tuple(i / 20 for i in range(21))
 """The papers' grid of the scale lambda: 21 points from 0 to 1."""
@@ -108,7 +108,8 @@ def line_search(
     Args:
         base: The pre-trained state.
         finetuned: The fine-tuned states.
-        evaluate_state: State -> evaluations on VALIDATION images, such as a `StateEvaluator`.
+        evaluate_state: State -> evaluations on VALIDATION images, such as a `StateEvaluator`; or what `make_states`
+            makes -> evaluations.
         method: A name from ``merge_methods()``.
         grid: Parameter -> values; None for the scale at 21 points from 0 to 1.
         reference: Task -> evaluation of the model fine-tuned on it alone, on the same images; the score is

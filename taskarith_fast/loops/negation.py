@@ -10,7 +10,7 @@ accuracies the smallest scale wins.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +78,22 @@ def search_negation(
     Raises:
         ArgumentError: If `keep` or a scale is out of its domain, or target and control are one task.
     """
+    return search_scale_of_negation(
+        lambda scale: evaluate_state(task_vector.apply(base, scale=-scale)),
+        target=target, control=control, scales=scales, keep=keep, progress=progress,
+    )  # fmt: skip
+
+
+def search_scale_of_negation(
+    evaluate_at: Callable[[float], Mapping[str, Evaluation]],
+    *,
+    target: str,
+    control: str,
+    scales: Sequence[float] = SCALES,
+    keep: float = 0.95,
+    progress: Progress | None = None,
+) -> NegationResult:
+    """`search_negation` for any model: `evaluate_at` says how it does with so much of the task vector subtracted."""
     if target == control:
         raise ArgumentError(f"control must be another task than the target, got {control!r} for both")
     if not 0 <= keep <= 1:
@@ -88,7 +104,7 @@ def search_negation(
     grid = sorted({0.0, *scales})
     with (progress or SILENT).stage(f"negate {target}", len(grid)) as stage:
         for scale in grid:
-            found = evaluate_state(task_vector.apply(base, scale=-scale))
+            found = evaluate_at(scale)
             least = keep * (points[0].evaluations if points else found)[control].accuracy
             points.append(NegationPoint(scale, found, found[control].accuracy >= least - _SLACK))
             stage.advance(note=f"{found[target].accuracy:.3f}")

@@ -1,14 +1,15 @@
-"""Fine-tuning recipes: what of an encoder is trained.
+"""Fine-tuning recipes: what of an encoder is trained, and whether in its tangent space.
 
 One table names them all; `prepare` lets exactly what a recipe names have gradients. Whatever else has none, no
-decay and no optimizer state, and ends bit-identical.
+decay and no optimizer state, and ends bit-identical. "linearized+" before a recipe trains the same, of the encoder
+linearized at its pre-trained weights; "linearized" alone trains every tensor so (Ortiz-Jimenez 2023).
 """
 
 from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -16,7 +17,9 @@ from torch import nn
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.masks import Masks
 from taskarith_fast.models import LINEAR_LAYER_SETS, compact_gradients, linear_layer_names
-from taskarith_fast.models.lora import LowRankAdapter
+from taskarith_fast.models.blocks import checkpoint_activations
+from taskarith_fast.models.lora import AdaptedTangent, LowRankAdapter
+from taskarith_fast.tangent import LinearizedModel, linearize
 
 if TYPE_CHECKING:
     from taskarith_fast.loops.config import FinetuneConfig
@@ -32,9 +35,12 @@ class Recipe:
     """"tensors" (whole, by name), "masks" (the entries of given masks) or "low_rank" (factors beside the weights)."""
     clip_over: str = "all"
     """Entries of the trained tensors whose gradients count for clipping: "all" or "selected"."""
+    linearized: bool = False
+    """Whether the encoder linearized at its start is trained in the encoder's place."""
 
 
-RECIPES = {
+_LINEARIZED = "linearized"
+_PLAIN = {
     "full": Recipe("every tensor", "tensors"),
     "qkvo": Recipe("attention weights, the set p1 (Jin 2024)", "tensors"),
     **{name: Recipe(f"{text} (Jin 2024)", "tensors") for name, text in LINEAR_LAYER_SETS.items()},
@@ -44,7 +50,26 @@ RECIPES = {
     "masked": Recipe("the entries of any masks", "masks", "selected"),
     "lora": Recipe("low-rank updates of query and value, their input factor frozen (L-LoRA, Tang 2024)", "low_rank"),
 }
+RECIPES = {
+    **_PLAIN,
+    _LINEARIZED: Recipe("every tensor, in the tangent space (Ortiz-Jimenez 2023)", "tensors", linearized=True),
+    **{
+        f"{_LINEARIZED}+{name}": replace(recipe, text=f"{recipe.text}, in the tangent space", linearized=True)
+        for name, recipe in _PLAIN.items()
+        if name != "full"
+    },
+}
 """Recipe by name."""
+
+
+def within(recipe: str) -> str:
+    """What a recipe trains, whether linearized or not: the name of a recipe that is not."""
+    return "full" if recipe == _LINEARIZED else recipe.removeprefix(f"{_LINEARIZED}+")
+
+
+def linearized(recipe: str) -> str:
+    """The recipe that trains the same in the tangent space."""
+    return _LINEARIZED if recipe == "full" else f"{_LINEARIZED}+{recipe}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +78,17 @@ class Prepared:
 
     names: tuple[str, ...]
     """Encoder tensors that will change."""
+    encoder: nn.Module
+    """What the passes go through: the encoder, or the encoder linearized."""
     adapter: LowRankAdapter | None = None
     """The factors of a low-rank recipe, which are trained in the tensors' place."""
 
 
 def prepare(model: nn.Module, config: FinetuneConfig, masks: Masks | None = None) -> Prepared:
-    """Let exactly what ``config.recipe`` trains have gradients, in place.
+    """Let exactly what ``config.recipe`` trains have gradients, in place; checkpoint activations if it says so.
+
+    Of a linearized recipe the entries that masks leave out have a tangent too, which the optimizer keeps at 0: so the
+    norm for clipping is that of the same recipe without "linearized".
 
     Args:
         model: The encoder that will be trained.
@@ -67,20 +97,35 @@ def prepare(model: nn.Module, config: FinetuneConfig, masks: Masks | None = None
 
     Raises:
         ArgumentError: If masks are missing, superfluous, empty or not this model's, or the recipe finds nothing.
+        NoRuleError: If the recipe is linearized and the encoder cannot be.
     """
     recipe = RECIPES[config.recipe]
     if (masks is None) == (recipe.kind == "masks"):
         given = "got none; make them with taskarith calibrate" if masks is None else "got masks; try recipe 'masked'"
         raise ArgumentError(f"masks must be given for the recipes {_masked()} only: {config.recipe!r} {given}")
+    adapter = None
     if recipe.kind == "low_rank":
-        model.requires_grad_(False)
         scale = config.lora_alpha / (config.lora_rank if config.lora_scaling == "alpha_over_rank" else 1)
         adapter = LowRankAdapter(model, rank=config.lora_rank, scale=scale, seed=config.seed)
-        return Prepared(adapter.names, adapter)
-    names = _tensor_names(model, config.recipe) if masks is None else _mask_names(model, masks)
+        names = adapter.names
+    else:
+        names = _tensor_names(model, within(config.recipe)) if masks is None else _mask_names(model, masks)
+    if recipe.linearized:
+        return Prepared(names, _linearize(model, names, adapter, config.checkpoint_activations))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-    return Prepared(names)
+        parameter.requires_grad_(adapter is None and name in names)
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
+    return Prepared(names, model, adapter)
+
+
+def _linearize(
+    model: nn.Module, names: tuple[str, ...], adapter: LowRankAdapter | None, checkpointing: bool
+) -> LinearizedModel:
+    if adapter is None:
+        return linearize(model, names=names, checkpointing=checkpointing)
+    tangents = {name: AdaptedTangent(adapter, model.get_parameter(name), name) for name in names}
+    return linearize(model, tangents=tangents, checkpointing=checkpointing)
 
 
 def clip_over(config: FinetuneConfig) -> str:
@@ -89,19 +134,20 @@ def clip_over(config: FinetuneConfig) -> str:
 
 
 def has_compact_gradients(config: FinetuneConfig, processes: int) -> bool:
-    """Whether dense layers make gradients of selected entries alone; clipping over all, and DDP, need the rest."""
-    dense = config.clip is not None and clip_over(config) == "all"
-    return RECIPES[config.recipe].kind == "masks" and not dense and processes == 1
+    """Whether dense layers make gradients of selected entries alone; tangents, clipping over all and DDP need more."""
+    recipe = RECIPES[config.recipe]
+    dense = recipe.linearized or (config.clip is not None and clip_over(config) == "all")
+    return recipe.kind == "masks" and not dense and processes == 1
 
 
 def surroundings(
-    model: nn.Module, prepared: Prepared, config: FinetuneConfig, masks: Masks | None, processes: int
+    prepared: Prepared, config: FinetuneConfig, masks: Masks | None, processes: int
 ) -> AbstractContextManager[None]:
     """What must surround forward and backward passes: low-rank updates, or compact gradients where possible."""
     if prepared.adapter is not None:
         return prepared.adapter.applied()
     if masks is not None and has_compact_gradients(config, processes):
-        return compact_gradients(model, masks)
+        return compact_gradients(prepared.encoder, masks)
     return nullcontext()
 
 
@@ -134,4 +180,4 @@ def _mask_names(model: nn.Module, masks: Masks) -> tuple[str, ...]:
 
 
 def _masked() -> str:
-    return ", ".join(name for name, recipe in RECIPES.items() if recipe.kind == "masks")
+    return ", ".join(name for name, recipe in _PLAIN.items() if recipe.kind == "masks")

@@ -12,8 +12,9 @@ from torch import nn
 from taskarith_fast import data
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.config import FinetuneConfig
-from taskarith_fast.loops.evaluate import evaluate, load_state
+from taskarith_fast.loops.evaluate import StateEvaluator, load_state
 from taskarith_fast.loops.finetune import DivergedError, FinetuneResult, finetune, new_head
+from taskarith_fast.loops.linearized import LinearizedEvaluator
 from taskarith_fast.progress import SILENT, Progress
 
 ENCODER_LRS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -61,19 +62,26 @@ def search_lr(
     head = head if head is not None else new_head(encoder, task, config.seed)
     scores: dict[float, float | None] = {}
     best: tuple[float, FinetuneResult] | None = None
-    model, classifier = copy.deepcopy(encoder), copy.deepcopy(head)
+    classifier = copy.deepcopy(head)
     for lr in progress.track(sorted(lrs), f"learning rate for {task.name}"):
         try:
             result = finetune(encoder, head, task, replace(config, lr=lr), progress)
         except DivergedError:
             scores[lr] = None
             continue
-        load_state(model, result.state)
         load_state(classifier, result.head_state)
-        options: dict[str, Any] = {"image_size": config.image_size, "precision": config.precision}
-        scores[lr] = accuracy = evaluate(model, classifier, task.splits["val"], **options).accuracy
+        scores[lr] = accuracy = _accuracy(encoder, classifier, task, result)
         if best is None or accuracy > (scores[best[0]] or 0.0):
             best = lr, result
     if best is None:
         raise DivergedError(f"lrs must have a rate at which training converges, got {sorted(lrs)}; add smaller ones")
     return LrSearch(best[0], scores, best[1])
+
+
+def _accuracy(encoder: nn.Module, head: nn.Module, task: data.Task, result: FinetuneResult) -> float:
+    """Of what was trained, the encoder or the encoder linearized, on validation images."""
+    options: dict[str, Any] = {"image_size": result.config.image_size, "precision": result.config.precision}
+    heads, splits = {task.name: head}, {task.name: task.splits["val"]}
+    if result.tau is not None:
+        return LinearizedEvaluator(encoder, heads, splits, [result.tau], **options)([1.0])[task.name].accuracy
+    return StateEvaluator(copy.deepcopy(encoder), heads, splits, **options)(result.state)[task.name].accuracy

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.models.blocks import transformer_blocks
 from taskarith_fast.ops.linear import linear_route
+from taskarith_fast.tangent.pair import Pair
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class _Ledger:
 
     def enter(self, block: int, inputs: tuple[Any, ...]) -> None:
         self._block = block
-        self._inputs[block] = sum(x.untyped_storage().nbytes() for x in inputs if isinstance(x, Tensor))
+        plain = [part for x in inputs for part in ((x.value, *x.tangents) if isinstance(x, Pair) else (x,))]
+        self._inputs[block] = sum(x.untyped_storage().nbytes() for x in plain if isinstance(x, Tensor))
 
     def leave(self) -> None:
         self._block = None

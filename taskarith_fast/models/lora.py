@@ -149,3 +149,35 @@ class LowRankAdapter(nn.Module):
             y[..., target.start : target.stop].add_(update)
             self._unseen.discard(index)
         return y
+
+
+class AdaptedTangent(nn.Module):
+    """The update of one weight by an adapter as a tangent for ``linearize``: s B A in its rows, zeros elsewhere.
+
+    The network's first-order expansion in B alone, about B = 0: with A frozen it is linear in what is trained.
+
+    Args:
+        adapter: Its factors are shared, not copied.
+        weight: The weight, shape [o, k].
+        name: Name of the weight.
+    """
+
+    def __init__(self, adapter: LowRankAdapter, weight: Tensor, name: str) -> None:
+        super().__init__()
+        own = [index for index, target in enumerate(adapter.targets) if target.name == name]
+        self.shape, self.scale = tuple(weight.shape), adapter.scale
+        self.rows = [slice(adapter.targets[index].start, adapter.targets[index].stop) for index in own]
+        self.a = nn.ParameterList(adapter.a[index] for index in own)
+        self.b = nn.ParameterList(adapter.b[index] for index in own)
+
+    def forward(self) -> Tensor:
+        """The tangent, shape [o, k]."""
+        tangent = self.b[0].new_zeros(self.shape)
+        for rows, a, b in zip(self.rows, self.a, self.b, strict=True):
+            tangent[rows] = self.scale * (b @ a)
+        return tangent
+
+    def parts(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """The trained factors with names for an optimizer."""
+        for rows, b in zip(self.rows, self.b, strict=True):
+            yield f"{name}.b[{rows.start}:{rows.stop}]", b

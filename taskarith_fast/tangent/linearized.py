@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from taskarith_fast.errors import ArgumentError, check_choice
 from taskarith_fast.tangent.pair import NoRuleError, Pair
-from taskarith_fast.tangent.trainable import DenseTangent, LowRankTangent
+from taskarith_fast.tangent.trainable import DenseTangent, LowRankTangent, Tangent
 from taskarith_fast.tangent.walk import check_rules, checkpoint_blocks, expansion_point, walk
 from taskarith_fast.task_vector import TaskVector
 
@@ -40,11 +40,11 @@ class LinearizedModel(nn.Module):
         names: Names of the parameters that have one.
     """
 
-    def __init__(self, model: nn.Module, tangents: Mapping[str, DenseTangent | LowRankTangent], fallback: str) -> None:
+    def __init__(self, model: nn.Module, tangents: Mapping[str, Tangent], fallback: str) -> None:
         super().__init__()
         self.model = model
         self.names = tuple(tangents)
-        self.tau = nn.ModuleList(tangents.values())
+        self.tau = nn.ModuleList(tangents.values())  # type: ignore[arg-type]
         self.fallback = fallback
         self._walks = True
 
@@ -60,7 +60,7 @@ class LinearizedModel(nn.Module):
             ArgumentError: If an input requires a gradient.
             NoRuleError: If the model does something that has no rule; the message names the module.
         """
-        tangents = {name: tangent() for name, tangent in zip(self.names, self.tau, strict=True)}
+        tangents = self.tangents()
         if self._walks:
             try:
                 out = walk(self.model, {name: (t,) for name, t in tangents.items()}, args, kwargs)
@@ -83,10 +83,14 @@ class LinearizedModel(nn.Module):
         for name, tangent in zip(self.names, self.tau, strict=True):
             yield from tangent.parts(name)  # type: ignore[operator]
 
+    def tangents(self) -> dict[str, Tensor]:
+        """tau as dense tensors by name, differentiable by what is trained; some are the trained parameters."""
+        return {name: tangent() for name, tangent in zip(self.names, self.tau, strict=True)}
+
     def task_vector(self) -> TaskVector:
         """tau as dense deltas, name -> tensor; parameters without a tangent are left out."""
         with torch.no_grad():
-            return TaskVector({n: t().detach().clone() for n, t in zip(self.names, self.tau, strict=True)})
+            return TaskVector({name: tangent.clone() for name, tangent in self.tangents().items()})
 
     def load_tau(self, deltas: Mapping[str, Tensor]) -> None:
         """Set tau, for example to a non-linear task vector (post-hoc linearization).
@@ -115,6 +119,7 @@ def linearize(
     names: Collection[str] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     rank: int | None = None,
+    tangents: Mapping[str, Tangent] | None = None,
     checkpointing: bool = False,
     fallback: str = "refuse",
 ) -> LinearizedModel:
@@ -128,6 +133,8 @@ def linearize(
         masks: Name -> mask (True = trained) of the parameter's shape; a parameter without a mask, or with one that is
             False everywhere, has no tangent. None trains all entries.
         rank: Give matrices with both sides longer than this a tangent of this rank, the others a dense one.
+        tangents: Name -> a module that makes the parameter's tangent, such as ``models.lora.AdaptedTangent``; no other
+            parameter has one. It excludes names, masks and rank.
         checkpointing: Compute the activations of each block again in the backward pass instead of keeping them.
         fallback: "refuse" what has no rule, or run the whole model by torch.func.jvp ("jvp"): slower, and more memory.
 
@@ -135,7 +142,7 @@ def linearize(
         A module of which only tau is trained; tau starts at 0.
 
     Raises:
-        ArgumentError: If a name or mask does not fit the model, masks and rank are both given, or the model's own
+        ArgumentError: If a name or mask does not fit the model, arguments exclude each other, or the model's own
             checkpointing is on.
         NoRuleError: If a torch.nn layer has no rule; layers of other origin are judged in their first forward pass.
     """
@@ -143,11 +150,15 @@ def linearize(
     if fallback == "refuse":
         check_rules(model)
     weights = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-    chosen = _chosen(weights, names, masks)
+    if tangents is not None and not (names is masks is rank is None):
+        raise ArgumentError("tangents excludes names, masks and rank; give it alone")
+    chosen = _chosen(weights, names if tangents is None else tangents.keys(), masks)
     if rank is not None and (masks is not None or rank < 1):
         raise ArgumentError(f"rank must be at least 1 and excludes masks, got {rank}")
 
-    def tangent(name: str) -> DenseTangent | LowRankTangent:
+    def tangent(name: str) -> Tangent:
+        if tangents is not None:
+            return tangents[name]
         weight = weights[name].detach()
         if rank is not None and weight.dim() == 2 and min(weight.shape) > rank:
             return LowRankTangent(weight, rank)

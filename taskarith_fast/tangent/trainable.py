@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from taskarith_fast.ops.pack_bits import pack_bits
 from taskarith_fast.ops.unpack_bits import unpack_bits
+
+
+class Tangent(Protocol):
+    """A module that makes the tangent of one parameter from what is trained."""
+
+    def __call__(self) -> Tensor:
+        """The tangent, of the parameter's shape."""
+
+    def parts(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """The trained parameters with names for an optimizer; `name` is that of the parameter."""
 
 
 class DenseTangent(nn.Module):

@@ -7,10 +7,12 @@ import torch
 from typer.testing import CliRunner
 
 import taskarith_fast as ta
+from taskarith_fast import data
 from taskarith_fast.cli import app
 from taskarith_fast.data import save_npz
 from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.loops.files import EncoderChoice
+from taskarith_fast.loops.linearized import LinearizedEvaluator
 from taskarith_fast.masks import Masks
 from taskarith_fast.models import random_head
 from taskarith_fast.progress import Stage
@@ -134,3 +136,68 @@ def test_an_adapter_that_cannot_be_written_is_refused_before_the_run(folder):
     with pytest.raises(ArgumentError, match="masks must be given for the recipes talos, lota, masked only"):
         run("-o", "out.safetensors", "--recipe", "talos")
     assert _names(folder) == before
+
+
+def evaluate(*words):
+    done = CliRunner().invoke(app, ["evaluate", "--task", "digits.npz", "--head", "head.safetensors", *words])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.stdout
+
+
+@pytest.mark.parametrize("recipe", ["linearized", "linearized+lora", "linearized+masked"])
+def test_a_linearized_recipe_writes_a_task_vector_that_is_evaluated_by_the_linearized_encoder(recipe, folder):
+    masks = Masks.pack({name: p.detach() > 0 for name, p in vit().named_parameters()})
+    masks.save("masks.safetensors")
+    given = ["--masks", "masks.safetensors"] if "masked" in recipe else []
+    run("-o", "tau.safetensors", "--recipe", recipe, *given, "-s", "lr=0.02")
+    kind = ta.SparseTaskVector if given else ta.TaskVector
+    tau = kind.load("tau.safetensors")
+    record = json.loads(tau.metadata["record"])
+    assert record["kind"] == "linearized task vector" and record["config"]["recipe"] == recipe
+    assert "linearized" in tau.metadata and tau.norm() > 0
+    task = data.find_task("digits.npz")
+    heads, splits = {"digits": random_head(16, 10, seed=0)}, {"digits": task.splits["test"]}
+    ours = LinearizedEvaluator(vit(), heads, splits, [tau])
+    for scale in ([], ["--scale", "0.5"], ["--linearized"]):
+        expected = ours([0.5 if "0.5" in scale else 1.0])["digits"].accuracy
+        said = evaluate("--state", "tau.safetensors", *scale)
+        assert f"{100 * expected:.2f} +-" in said
+    twice = evaluate("--state", "tau.safetensors", "--state", "tau.safetensors", "--scale", "0.5")
+    assert twice == evaluate("--state", "tau.safetensors")
+
+
+def test_states_and_task_vectors_are_evaluated_as_what_they_are(folder):
+    run("-o", "state.safetensors")
+    state = dict(ta.load_state_dict("state.safetensors"))
+    tau = ta.TaskVector.between(vit().state_dict(), state)
+    tau.save("ordinary.safetensors")
+    run("-o", "tangent.safetensors", "--recipe", "linearized")
+    assert evaluate("--state", "ordinary.safetensors") == evaluate("--state", "state.safetensors")
+    post_hoc = [evaluate("--state", f"{name}.safetensors", "--linearized") for name in ("ordinary", "state")]
+    assert post_hoc[0] == post_hoc[1]
+    with pytest.raises(ArgumentError, match="states must not mix task vectors of linearized and of ordinary"):
+        evaluate("--state", "ordinary.safetensors", "--state", "tangent.safetensors")
+    evaluate("--state", "ordinary.safetensors", "--state", "tangent.safetensors", "--linearized")
+    for words in (["state", "--scale", "0.5"], ["state", "--state", "ordinary.safetensors"]):
+        with pytest.raises(ArgumentError, match="state must be one file, at scale 1, unless task vectors are added"):
+            evaluate("--state", f"{words[0]}.safetensors", *words[1:])
+
+
+def test_a_tangent_belongs_to_one_encoder_and_is_no_model(folder, monkeypatch):
+    run("-o", "tau.safetensors", "--recipe", "linearized")
+    ta.save_state_dict(vit().state_dict(), "base.safetensors")
+    with pytest.raises(CheckpointError, match=r"tau.safetensors: expected a model, got a task vector; apply it"):
+        ta.merge_files("base.safetensors", ["tau.safetensors"], "merged.safetensors", method="average")
+    monkeypatch.setattr(EncoderChoice, "load", lambda self: vit(1))
+    with pytest.raises(CheckpointError, match=r"tau.safetensors: was trained in the tangent space of another encoder"):
+        evaluate("--state", "tau.safetensors")
+
+
+def test_a_linearized_run_can_be_planned_and_resumed(folder):
+    assert "recipe linearized+qkvo, 8 images" in run("--plan", "--recipe", "linearized+qkvo")
+    run("-o", "whole.safetensors", "--recipe", "linearized", "--checkpoint-every", "0")
+    run("-o", "out.safetensors", "--recipe", "linearized", "--checkpoint-every", "2")
+    assert (folder / "whole.safetensors").exists() and not (folder / "out.safetensors.resume").exists()
+    whole, ours = ta.TaskVector.load("whole.safetensors"), ta.TaskVector.load("out.safetensors")
+    assert all(torch.equal(whole[name], delta) for name, delta in ours.items())

@@ -46,7 +46,7 @@ def main() -> None:
     finetune(encoder(32, 1), random_head(32, 10, seed=0), task, FinetuneConfig(steps=1, batch_size=4, device="cpu"))
     before = resident()
     model, head = encoder(width, depth), random_head(width, 10, seed=0)
-    masks = tenth(model) if config.recipe == "masked" else None
+    masks = tenth(model) if "masked" in config.recipe else None
     planned = plan_finetune(model, head, config, masks).peak
     _forget_peak()
     finetune(model, head, task, config, masks=masks)

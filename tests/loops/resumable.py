@@ -71,9 +71,10 @@ def run(folder: Path, recipe: str, kill: str) -> None:
     progress = KillAt(int(kill)) if kill.isdigit() else None
     place = folder / "run.resume" if kill != "never" else None
     chosen = {name: p.detach() > 0 for name, p in vit().named_parameters()}
-    masks = Masks.pack(chosen) if recipe == "masked" else None
+    masks = Masks.pack(chosen) if "masked" in recipe else None
     result = finetune(vit(), random_head(16, 10, seed=0), digits(), config, progress, masks=masks, checkpoint=place)
     state = result.state | {f"head.{name}": tensor for name, tensor in result.head_state.items()}
+    state |= {f"tau.{name}": tensor for name, tensor in (result.tau or {}).items()}
     state["loss"] = torch.tensor(result.history["loss"], dtype=torch.float64)
     name = "whole" if kill == "never" else "resumed"
     checkpoint.save_state_dict(state, folder / f"{name}.safetensors", overwrite=True)

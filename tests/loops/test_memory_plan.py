@@ -12,6 +12,7 @@ import torch
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.memory_plan import check_memory, plan_finetune
+from taskarith_fast.loops.recipes import linearized
 from taskarith_fast.masks import Masks
 from taskarith_fast.models import random_head
 from taskarith_fast.models.activations import measure_kept
@@ -43,6 +44,16 @@ def test_masks_need_state_for_what_they_select_and_compact_gradients_too():
     dense, compact = (_plan(masks, recipe="masked", clip_over=over) for over in ("all", "selected"))
     assert dense.optimizer == compact.optimizer < 0.2 * _plan().optimizer
     assert compact.gradients == 4 * masks.count() < 0.2 * dense.gradients
+
+
+def test_linearized_recipes_keep_what_the_plain_ones_do_and_have_a_tangent_beside_each_weight():
+    for recipe in ("full", "qkvo"):
+        plain, ours = _plan(recipe=recipe), _plan(recipe=linearized(recipe))
+        assert ours.gradients == plain.gradients and ours.optimizer == plain.optimizer
+        assert ours.weights == plain.weights + plain.gradients
+        assert 0.9 * plain.activations < ours.activations < 1.1 * plain.activations
+    checkpointed = _plan(recipe="linearized", checkpoint_activations=True)
+    assert checkpointed.activations < 0.8 * _plan(recipe="linearized").activations
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing_and_frozen_weights():
@@ -124,6 +135,11 @@ def test_the_lines_name_every_part_and_the_peak():
         ((768, 4, 2), {}),
         ((768, 4, 2), {"recipe": "masked"}),
         ((768, 4, 8), {"recipe": "lora"}),
+        ((192, 6, 64), {"recipe": "linearized"}),
+        ((192, 6, 64), {"recipe": "linearized", "checkpoint_activations": True}),
+        ((768, 4, 2), {"recipe": "linearized"}),
+        ((768, 4, 2), {"recipe": "linearized+masked"}),
+        ((768, 4, 8), {"recipe": "linearized+lora"}),
     ],
 )
 def test_the_peak_of_a_run_is_the_planned_one_within_a_quarter(shape, config):

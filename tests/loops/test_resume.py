@@ -39,19 +39,21 @@ def test_a_run_killed_at_a_step_and_while_writing_ends_with_the_same_bytes(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["full", "lora", "masked"])
+@pytest.mark.parametrize("recipe", ["full", "lora", "masked", "linearized", "linearized+masked"])
 def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(recipe, tmp_path):
     draw = random.Random(recipe)
     kills = sorted(draw.sample(range(1, 18), 5))
     _assert_kills_change_nothing(tmp_path, recipe, [draw.choice(["", "w"]) + str(step) for step in kills])
 
 
-def test_a_finished_run_that_is_started_again_gives_the_same_bytes(tmp_path):
-    place = tmp_path / "run.resume"
-    first = finetune(vit(), _head(), digits(), SHORT, checkpoint=place)
-    second = finetune(vit(), _head(), digits(), SHORT, checkpoint=place)
-    plain = finetune(vit(), _head(), digits(), SHORT)
+@pytest.mark.parametrize("recipe", ["full", "linearized", "linearized+lora"])
+def test_a_finished_run_that_is_started_again_gives_the_same_bytes(recipe, tmp_path):
+    place, config = tmp_path / "run.resume", dataclasses.replace(SHORT, recipe=recipe, lora_rank=4)
+    first = finetune(vit(), _head(), digits(), config, checkpoint=place)
+    second = finetune(vit(), _head(), digits(), config, checkpoint=place)
+    plain = finetune(vit(), _head(), digits(), config)
     assert first.history == second.history == plain.history
+    assert all(torch.equal(second.tau[name], delta) for name, delta in (plain.tau or {}).items())
     assert all(torch.equal(first.state[name], second.state[name]) for name in plain.state)
     assert all(torch.equal(first.state[name], plain.state[name]) for name in plain.state)
 

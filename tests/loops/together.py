@@ -27,6 +27,7 @@ CASES = {
     "qkvo": dataclasses.replace(CONFIG, recipe="qkvo", checkpoint_activations=True),
     "lora": dataclasses.replace(CONFIG, recipe="lora"),
     "masked": dataclasses.replace(CONFIG, recipe="masked"),
+    "linearized": dataclasses.replace(CONFIG, recipe="linearized", accumulation=2),
     "sharded": dataclasses.replace(CONFIG, train_head=True, accumulation=2, sharding="fsdp"),
     "sharded_qkvo": dataclasses.replace(CONFIG, recipe="qkvo", sharding="fsdp", checkpoint_activations=True),
 }

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.models.lora import LowRankAdapter, low_rank_targets
+from taskarith_fast.models.lora import AdaptedTangent, LowRankAdapter, low_rank_targets
 from tests.loops.tiny import vit
 from tests.models.tiny import FAMILIES, tiny_encoder
 
@@ -97,3 +97,21 @@ def test_impossible_ranks_and_models_are_refused():
         LowRankAdapter(vit(), rank=17)
     with pytest.raises(ArgumentError, match="names must hold a parameter of the set p1"):
         LowRankAdapter(nn.Linear(3, 3))
+
+
+def test_an_adapted_tangent_is_the_update_and_takes_its_gradient():
+    model = vit()
+    adapter = LowRankAdapter(model, rank=3, scale=5.0)
+    before = model.state_dict()
+    for b in adapter.b:
+        torch.nn.init.normal_(b)
+    merged = adapter.merged(before)
+    for name in adapter.names:
+        tangent = AdaptedTangent(adapter, model.get_parameter(name), name)
+        torch.testing.assert_close(tangent(), merged[name] - before[name], atol=1e-5, rtol=1e-5)
+        g = torch.randn(tangent.shape)
+        parts = dict(tangent.parts(name))
+        grads = torch.autograd.grad(tangent(), list(parts.values()), g)
+        for rows, a, grad in zip(tangent.rows, tangent.a, grads, strict=True):
+            torch.testing.assert_close(grad, 5.0 * g[rows] @ a.T)
+        assert list(parts) == [f"{name}.b[{rows.start}:{rows.stop}]" for rows in tangent.rows]
