@@ -104,10 +104,12 @@ def add_squares(
     whole = scoring.labels == "mergelm"
     options: dict[str, Any] = {"checkpoint": scoring.checkpoint, "whole_batch": whole, "tensors": tensors}
     with observe(model, squares, names=names, **options) as capture:
-        for images, given in progress.track(_parts(batches, scoring.batch_split), "fisher", _length(batches, scoring)):
+        for images, given in progress.track(
+            parts_of(batches, scoring.batch_split), "fisher", _length(batches, scoring)
+        ):
             outputs = capture.forward(images.to(device))
             logits = outputs if head is None else head(outputs)
-            _check_logits(logits, images)
+            check_logits(logits, images)
             passes = scoring.passes(logits.shape[1])
             for i, cotangent in enumerate(cotangents(logits.detach(), given, scoring, generator), start=1):
                 capture.backward(logits, cotangent, retain_graph=i < passes)
@@ -117,7 +119,7 @@ def add_squares(
     return count
 
 
-def _parts(batches: Iterable[Any], split: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def parts_of(batches: Iterable[Any], split: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Images and labels of the batches, at most `split` at a time."""
     for batch in batches:
         images, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
@@ -130,7 +132,7 @@ def _length(batches: Any, scoring: Scoring) -> int | None:
     return len(batches) if scoring.batch_split is None and hasattr(batches, "__len__") else None
 
 
-def _check_logits(logits: Any, images: Tensor) -> None:
+def check_logits(logits: Any, images: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ArgumentError(f"model (and head) must map images to logits [B={len(images)}, C], got {found}")

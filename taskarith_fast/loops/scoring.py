@@ -68,11 +68,11 @@ def cotangents(logits: Tensor, given: Tensor | None, scoring: Scoring, generator
             cotangent[:, c] += 1
             yield (cotangent * p[:, c : c + 1].sqrt()).to(logits.dtype)
         return
-    classes = _sample(p, generator) if scoring.labels == "sampled" else _checked_labels(given, p)
+    classes = sample_classes(p, generator) if scoring.labels == "sampled" else _checked_labels(given, p)
     yield base.scatter_add(1, classes[:, None], torch.ones_like(p)).to(logits.dtype)
 
 
-def _sample(p: Tensor, generator: torch.Generator) -> Tensor:
+def sample_classes(p: Tensor, generator: torch.Generator) -> Tensor:
     """One class a row, drawn from the row's probabilities by one number each, shape [B]."""
     uniform = torch.rand(len(p), 1, generator=generator, dtype=torch.float64).to(p.device)
     cumulative = p.double().cumsum(dim=-1)
