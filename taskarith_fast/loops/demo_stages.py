@@ -73,6 +73,10 @@ class Workshop:
         """The probes among the inputs, ``probe/<task>``, by task."""
         return {name: self.head(inputs[f"probe/{name}"].tensors) for name in self.tasks}
 
+    def masks(self, packed: Mapping[str, Tensor]) -> Masks:
+        """The masks of these bits."""
+        return Masks(packed, {name: self.base[name].shape for name in packed})
+
     def finetuned(self, inputs: Mapping[str, Artefact], task: str) -> State:
         """The encoder fine-tuned on a task, input ``finetune/<task>``, whole and in memory."""
         return {**self.base, **inputs[f"finetune/{task}"].tensors}
@@ -106,7 +110,7 @@ def train_probe(shop: Workshop, inputs: dict[str, Artefact], *, task: str, confi
 def train_encoder(shop: Workshop, inputs: dict[str, Artefact], *, task: str, config: FinetuneConfig) -> Made:
     """Fine-tune the encoder on one task, its head frozen; where there are masks, only what they select."""
     head = shop.head(inputs[f"probe/{task}"].tensors)
-    masks = _masks(shop, inputs["masks"].tensors) if "masks" in inputs else None
+    masks = shop.masks(inputs["masks"].tensors) if "masks" in inputs else None
     result = finetune(shop.encoder, head, shop.tasks[task], config, shop.progress, masks=masks)
     trained = {name: result.state[name] for name in result.trained}
     facts = {
@@ -177,10 +181,10 @@ def merge_searched(
     heads, finetuned = shop.heads(inputs), shop.all_finetuned(inputs)
     found = line_search(
         shop.base, finetuned, shop.evaluator(heads, "val"), method, grid, fixed=fixed,
-        reference=_evaluations(inputs["individual"], "val"), progress=shop.progress,
+        reference=recorded(inputs["individual"], "val"), progress=shop.progress,
     )  # fmt: skip
     state = merge(shop.base, finetuned, method, **found.parameters)
-    return _facts(found), _validated(found) | _evaluate(shop, heads, [state], "test")
+    return facts_of(found), validated(found) | _evaluate(shop, heads, [state], "test")
 
 
 def merge_cart(
@@ -191,12 +195,12 @@ def merge_cart(
     factors = CartFactors(shop.base, finetuned, max_rank_ratio=max(rank_ratios))
     found = line_search(
         shop.base, finetuned, shop.evaluator(heads, "val"), "cart",
-        {"rank_ratio": rank_ratios, "scale": scales}, reference=_evaluations(inputs["individual"], "val"),
+        {"rank_ratio": rank_ratios, "scale": scales}, reference=recorded(inputs["individual"], "val"),
         make_states=lambda points: (factors.merge(**point) for point in points), progress=shop.progress,
     )  # fmt: skip
     chosen = found.parameters["scale"]
     states = (factors.merge(rank_ratio=ratio, scale=chosen) for ratio in sorted(rank_ratios))
-    return _facts(found), _validated(found) | _evaluate(shop, heads, states, "test")
+    return facts_of(found), validated(found) | _evaluate(shop, heads, states, "test")
 
 
 def train_jointly(shop: Workshop, inputs: dict[str, Artefact], *, config: FinetuneConfig) -> Made:
@@ -210,10 +214,6 @@ def train_from_random_head(shop: Workshop, inputs: dict[str, Artefact], *, task:
     """One task's encoder and a random head trained together, evaluated on that task."""
     result = finetune(shop.encoder, None, shop.tasks[task], config, shop.progress)
     return {}, _evaluate(shop, {task: shop.head(result.head_state)}, [result.state], "test")
-
-
-def _masks(shop: Workshop, packed: Mapping[str, Tensor]) -> Masks:
-    return Masks(packed, {name: shop.base[name].shape for name in packed})
 
 
 def _vector_bytes(base: State, trained: State, *, sparse: bool) -> int:
@@ -232,27 +232,27 @@ def _evaluate(
     for state in states:
         for split, evaluate in evaluators.items():
             found[split].append(evaluate(state))
-    return {name: tensor for split in splits for name, tensor in _stack(split, found[split]).items()}
+    return {name: tensor for split in splits for name, tensor in stacked(split, found[split]).items()}
 
 
-def _stack(split: str, points: Sequence[Evaluations]) -> State:
+def stacked(split: str, points: Sequence[Evaluations]) -> State:
     return {
         f"{split}/{name}": torch.stack([point[name].correct for point in points]).to(torch.uint8) for name in points[0]
     }
 
 
-def _validated(found: SearchResult) -> State:
-    return _stack("val", [point.evaluations for point in found.points])
+def validated(found: SearchResult) -> State:
+    return stacked("val", [point.evaluations for point in found.points])
 
 
-def _evaluations(artefact: Artefact, split: str) -> dict[str, Evaluation]:
-    """What `_stack` made of the first point."""
+def recorded(artefact: Artefact, split: str) -> dict[str, Evaluation]:
+    """What `stacked` made of the first point."""
     prefix = f"{split}/"
     names = [name for name in artefact.tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): Evaluation(artefact.tensors[name][0].bool()) for name in names}
 
 
-def _facts(found: SearchResult) -> dict[str, Any]:
+def facts_of(found: SearchResult) -> dict[str, Any]:
     return {"chosen": dict(found.parameters), "points": [dict(point.parameters) for point in found.points]}
 
 

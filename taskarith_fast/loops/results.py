@@ -23,12 +23,13 @@ LABELS = {
     "joint": "Joint training",
     "average": "Average",
     "task_arithmetic": "Task arithmetic",
+    "post_hoc": "Task arithmetic, linearized post hoc",
     "ties": "TIES",
     "cart": "CART",
 }
 """Rows of one recipe, in the order of the table."""
 
-_MERGED = ("average", "task_arithmetic", "ties", "cart")
+_MERGED = ("average", "task_arithmetic", "post_hoc", "ties", "cart")
 
 Seeds = Sequence[Mapping[str, Artefact]]
 """The artefacts of one recipe, one mapping a seed: what each stage is -> its artefact."""
@@ -72,7 +73,7 @@ def collect(
             scale=[
                 _scale_curve(recipe, method, seeds, names)
                 for recipe, seeds in branches.items()
-                for method in ("task_arithmetic", "ties")
+                for method in ("task_arithmetic", "post_hoc", "ties")
                 if method in seeds[0]
             ],
             cart_rank=[_rank_curve(recipe, seeds, names) for recipe, seeds in branches.items() if "cart" in seeds[0]],
@@ -85,6 +86,13 @@ def collect(
             for name in names
             if f"negate/{name}" in seeds[0]
         ],
+        linearity=[
+            _linearity(recipe, name, seeds)
+            for recipe, seeds in branches.items()
+            for name in names
+            if "post_hoc_own" in seeds[0]
+        ],
+        sensitivity=[_sensitivity(recipe, seeds) for recipe, seeds in branches.items() if "sensitivity" in seeds[0]],
         timing=[
             schema.StageTime(
                 group=stage.group,
@@ -241,6 +249,28 @@ def _negation(recipe: str, target: str, seeds: Seeds) -> schema.Negation:
         target_after=measured(target, 1),
         control_before=measured(control, 0),
         control_after=measured(control, 1),
+    )
+
+
+def _linearity(recipe: str, task: str, seeds: Seeds) -> schema.Linearity:
+    ordinary, linearized = (
+        statistics.mean_over_seeds(_correct(a[stage], "test", [task]) for a in seeds)
+        for stage in ("individual", "post_hoc_own")
+    )
+    return schema.Linearity(
+        recipe=recipe,
+        task=task,
+        ordinary=statistics.accuracies(ordinary)[task],
+        linearized=statistics.accuracies(linearized)[task],
+        difference=statistics.differences(linearized, ordinary)[task],
+    )
+
+
+def _sensitivity(recipe: str, seeds: Seeds) -> schema.SensitivityCurve:
+    facts = [artefacts["sensitivity"].facts for artefacts in seeds]
+    changes = zip(*(f["change"] for f in facts), strict=True)
+    return schema.SensitivityCurve(
+        recipe=recipe, task=facts[0]["task"], step=facts[0]["step"], change=[numbers.mean(c) for c in changes]
     )
 
 

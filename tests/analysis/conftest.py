@@ -49,6 +49,8 @@ def invented_results(seeds: tuple[int, ...] = (0,)) -> schema.Results:
             )
         ],
         negation=[_negation(target, control) for target, control in itertools.pairwise(TASKS)],
+        linearity=[_linearity(task) for task in TASKS],
+        sensitivity=[schema.SensitivityCurve(recipe="full", task=TASKS[0], step=[0, 10, 20], change=[0.0, 0.2, 0.5])],
         timing=[
             schema.StageTime(
                 group=g,
@@ -101,6 +103,13 @@ def _negation(target: str, control: str) -> schema.Negation:
         recipe="full", target=target, control=control, scale=[0.4],
         target_before=high, target_after=low, control_before=high, control_after=high,
     )  # fmt: skip
+
+
+def _linearity(task: str) -> schema.Linearity:
+    measured = [schema.Measured(value=value, stderr=0.02) for value in (0.8, 0.7, -0.1)]
+    return schema.Linearity(
+        recipe="full", task=task, ordinary=measured[0], linearized=measured[1], difference=measured[2]
+    )
 
 
 def _rank_curve() -> schema.RankCurve:

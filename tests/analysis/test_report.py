@@ -25,7 +25,8 @@ def figures():
 
 
 def test_every_figure_is_a_png_of_sensible_size(figures):
-    assert set(figures) == {"accuracy-full", "lambda-full", "cosine-full", "cart-grid-full", "rank-full"}
+    of_recipe = {"accuracy-full", "lambda-full", "cosine-full", "cart-grid-full", "rank-full"}
+    assert set(figures) == of_recipe | {"linearity", "sensitivity"}
     for data in figures.values():
         width, height = Image.open(io.BytesIO(data)).size
         assert 800 < width < 2000
@@ -34,6 +35,13 @@ def test_every_figure_is_a_png_of_sensible_size(figures):
 
 def test_figures_are_the_same_bytes_every_time(figures):
     assert all_figures(invented_results()) == figures
+
+
+def test_page_says_how_linear_fine_tuning_was(results, figures):
+    page = render_report(results, figures)
+    assert "How linear fine-tuning is" in page and f"-10.0 ± 2.0 ({TASKS[0]})" in page
+    none = results.model_copy(update={"linearity": [], "sensitivity": []})
+    assert "How linear fine-tuning is" not in render_report(none, {})
 
 
 def test_samples_show_one_strip_a_task():

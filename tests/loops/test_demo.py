@@ -16,6 +16,7 @@ from taskarith_fast.loops.demo import limit_tasks, run_demo, run_stages, run_stu
 from taskarith_fast.loops.demo_config import PRESETS, DemoConfig, choose_preset
 from taskarith_fast.loops.demo_plan import make_plan
 from taskarith_fast.loops.demo_stages import Workshop
+from taskarith_fast.loops.linearized import LinearizedEvaluator
 from taskarith_fast.loops.runtime import threads
 from taskarith_fast.loops.stages import Store
 from taskarith_fast.models import VisionTransformer, VitConfig
@@ -207,7 +208,9 @@ def test_everything_has_seeds_recipes_and_extra_rows(tmp_path, encoder, tasks):
 
 def test_sparse_recipes_train_a_tenth_and_every_recipe_can_forget(tmp_path, encoder, tasks):
     recipes = {key: dataclasses.replace(STEPS, recipe=key) for key in ("full", "talos", "lota")}
-    config = dataclasses.replace(TINY, recipes=recipes, mask_rounds=2, negation_scales=(0.0, 1.0))
+    config = dataclasses.replace(
+        TINY, recipes=recipes, mask_rounds=2, negation_scales=(0.0, 1.0), sparse_negation_scales=(0.5, 2.0)
+    )
     run_study(config, encoder, tasks, tmp_path)
     results = Results.load(tmp_path / "results.json")
     full, talos, lota = results.costs
@@ -222,8 +225,66 @@ def test_sparse_recipes_train_a_tenth_and_every_recipe_can_forget(tmp_path, enco
         ("full", "three", "two"),
     ]
     assert len(results.negation) == 6
+    tried = {s.name: s.settings["scales"] for s in make_plan(config, encoder, tasks).stages if "negate" in s.name}
+    assert tried["negate-full-seed0-two"] == [0.0, 1.0] and tried["negate-lota-seed0-two"] == [0.5, 2.0]
     page = (tmp_path / "report.html").read_text()
     assert "Forgetting a task" in page and "What a recipe costs" in page
+
+
+def test_linearized_rows_scatter_and_sensitivity_come_from_tangents(tmp_path, encoder, tasks):
+    recipes = {key: dataclasses.replace(STEPS, recipe=key) for key in ("full", "qkvo", "linearized")}
+    config = dataclasses.replace(
+        TINY, recipes=recipes, negation_scales=(1.0,), linearized_negation_scales=(0.5, 1.0, 2.0), post_hoc=True,
+        sensitivity=("full",), sensitivity_images=8, sensitivity_points=2,
+    )  # fmt: skip
+    run_study(config, encoder, tasks, tmp_path)
+    results = Results.load(tmp_path / "results.json")
+    methods = _methods(results)
+    assert {("full", "post_hoc"), ("full", "ties"), ("qkvo", "ties")} < set(methods)
+    assert [method for recipe, method in methods if recipe == "linearized"] == [
+        "individual", "average", "task_arithmetic",
+    ]  # fmt: skip
+    assert [(c.recipe, c.method) for c in results.curves.scale if c.recipe != "qkvo"] == [
+        ("full", "task_arithmetic"), ("full", "post_hoc"), ("full", "ties"), ("linearized", "task_arithmetic"),
+    ]  # fmt: skip
+    assert len({curve.val_mean[0] for curve in results.curves.scale}) == 1, "scale 0 is the linear probe everywhere"
+    assert [(line.recipe, line.task) for line in results.linearity] == [
+        ("full", "two"), ("full", "three"), ("qkvo", "two"), ("qkvo", "three"),
+    ]  # fmt: skip
+    for line in results.linearity:
+        assert line.ordinary == results.row("individual", line.recipe).accuracy[line.task]
+        assert line.difference.value == pytest.approx(line.linearized.value - line.ordinary.value)
+    (curve,) = results.sensitivity
+    assert curve.step == [0, 1, 2] and curve.change[0] == 0 and all(c > 0 for c in curve.change[1:])
+    assert len([n for n in results.negation if n.recipe == "linearized"]) == 2
+    page = (tmp_path / "report.html").read_text()
+    assert "How linear fine-tuning is" in page and "Task arithmetic, linearized post hoc" in page
+    assert (tmp_path / "figures" / "linearity.png").exists() and (tmp_path / "figures" / "sensitivity.png").exists()
+
+
+def test_stored_tangents_are_those_of_the_linearized_encoder(tmp_path, encoder, tasks):
+    recipes = {"linearized": dataclasses.replace(STEPS, recipe="linearized")}
+    config = dataclasses.replace(TINY, recipes=recipes, negation_scales=(1.0,))
+    plan = make_plan(config, encoder, tasks)
+    artefacts, _ = run_stages(plan, Store(tmp_path / "stages"), Workshop(encoder, tasks))
+    (branch,) = plan.branches
+    made = {name: artefacts[stage.key] for name, stage in branch.stages.items()}
+    heads = Workshop(encoder, tasks).heads(
+        {name: artefacts[s.key] for name, s in branch.stages["individual"].inputs.items() if "probe" in name}
+    )
+    taus = [{n: end - encoder.state_dict()[n] for n, end in made[f"finetune/{name}"].tensors.items()} for name in tasks]
+    for split in ("val", "test"):
+        evaluator = LinearizedEvaluator(encoder, heads, {n: t.splits[split] for n, t in tasks.items()}, taus)
+        for place, name in enumerate(tasks):
+            own = evaluator.evaluate(name, [float(place == i) for i in range(2)])
+            assert torch.equal(made["individual"].tensors[f"{split}/{name}"][0].bool(), own.correct)
+            mean = evaluator.evaluate(name, [0.5, 0.5])
+            assert torch.equal(made["average"].tensors[f"{split}/{name}"][0].bool(), mean.correct)
+    chosen = made["negate/two"].facts["chosen"]["scale"]
+    test = {n: t.splits["test"] for n, t in tasks.items()}
+    forgot = LinearizedEvaluator(encoder, heads, test, taus)([-chosen, 0.0])
+    for name in tasks:
+        assert torch.equal(made["negate/two"].tensors[f"test/{name}"][1].bool(), forgot[name].correct)
 
 
 def test_lota_needs_full_fine_tuning_before_it(encoder, tasks):
