@@ -130,6 +130,12 @@ CASES = [
         bars={"ordinary step, same products": 1 / 1.75},
     ),
     Case("tangent_features/vit_b32_2_blocks_x8", "", lambda: tangent_cases.tangent_features(2)),
+    Case(
+        "linearized_search/vit_b32_block_x8",
+        "",
+        lambda: tangent_cases.linearized_search(1),
+        bars={"21 linearized forwards a task": 15},
+    ),
     Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
     *gpu_cases.CASES,
 ]

@@ -50,6 +50,7 @@ def linearized_step(blocks: int, batch: int = 16) -> Contest:
             "ordinary step, stock torch": step_of(model),
             "ordinary step, same products": step_of(fast),
             "torch.func.jvp": step_of(jvp),
+            "ours under torch.compile": step_of(torch.compile(lin)),
         },
         flops=5 * 2 * rows * 12 * width * width * blocks,
     )
@@ -73,6 +74,38 @@ def tangent_features(blocks: int, tasks: int = 8, batch: int = 16) -> Contest:
         baselines={
             "one tangent": lambda: TangentFeatures(model, images, taus[:1]),
             "a linearized model a task": one_by_one,
+        },
+        flops=(1 + 2 * tasks) * 2 * batch * 50 * 12 * 768 * 768 * blocks,
+    )
+
+
+def linearized_search(blocks: int, tasks: int = 8, batch: int = 8, points: int = 21) -> Contest:
+    """Predictions on a batch for every task vector at every scale: one pass, against a linearized forward a point.
+
+    The baselines do not even scale tau: only their forwards count.
+    """
+    model, head = _tower(blocks), nn.Linear(512, 100).requires_grad_(False)
+    images = torch.randn(batch, 3, 224, 224)
+    taus = [{n: torch.full_like(p, 1e-3 * (t + 1)) for n, p in model.named_parameters()} for t in range(tasks)]
+    grid = torch.kron(torch.eye(tasks), torch.linspace(0, 1, points)[:, None])  # [tasks points, tasks]
+    total = {name: sum(tau[name] for tau in taus) for name in taus[0]}
+    lin, jvp = linearize(model), linearize(model, fallback="jvp")
+    jvp._walks = False
+
+    def forwards(module: Any, count: int) -> Callable[[], Any]:
+        def run() -> None:
+            with torch.no_grad():
+                for _ in range(count):
+                    head(module(images)).argmax(-1)
+
+        return run
+
+    return Contest(
+        ours={"taskarith_fast": lambda: head(TangentFeatures(model, images, taus).at(grid)).argmax(-1)},
+        baselines={
+            "21 linearized forwards a task": forwards(lin, tasks * points),
+            "21 torch.func.jvp a task": forwards(jvp, tasks * points),
+            "the sum alone, one pass": lambda: TangentFeatures(model, images, [total]).at(torch.ones(points, 1)),
         },
         flops=(1 + 2 * tasks) * 2 * batch * 50 * 12 * 768 * 768 * blocks,
     )
