@@ -94,7 +94,7 @@ def search_scale(
     """Choose the scale that all task vectors share, as `line_search` does for task arithmetic.
 
     Args:
-        evaluate: Of VALIDATION images.
+        evaluate: Of VALIDATION images. The sum of the task vectors as its only one costs a T-th of all of them.
         scales: The grid.
         reference: As `line_search`'s.
         progress: Shows a bar.

@@ -20,6 +20,7 @@ from taskarith_fast.loops.search import search_lr
 from taskarith_fast.masks import Masks
 from taskarith_fast.models import random_head
 from tests.loops.tiny import digits, vit
+from tests.models.tiny import FAMILIES, tiny_encoder
 
 STEPS = 5
 SHORT = FinetuneConfig(
@@ -109,6 +110,19 @@ def test_the_low_rank_recipe_trains_the_expansion_in_the_outer_factor():
     for name in ours.trained:
         torch.testing.assert_close(ours.state[name], plain.state[name], atol=1e-6, rtol=1e-5)
         assert not ours.tau[name][16:32].any() and torch.linalg.matrix_rank(ours.tau[name][:16]) <= 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_encoders_of_every_library_are_trained_and_evaluated(family):
+    encoder = tiny_encoder(family)
+    encoder.mean, encoder.std = vit().mean, vit().std
+    width = encoder(torch.zeros(1, 3, encoder.image_size, encoder.image_size)).shape[-1]
+    head = random_head(width, 10, seed=0)
+    config = dataclasses.replace(SHORT, steps=1, warmup=0, recipe="linearized+qkvo", batch_size=4)
+    result = finetune(encoder, head, digits(), config)
+    assert all(delta.any() for delta in result.tau.values())
+    some = data.SubsetSplit(digits().splits["val"], torch.arange(4))
+    assert len(LinearizedEvaluator(encoder, {"d": head}, {"d": some}, [result.tau])([1.0])["d"].correct) == 4
 
 
 def _trained():
