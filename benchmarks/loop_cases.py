@@ -49,7 +49,8 @@ def cart_grid() -> Contest:
     """One block of ViT-B/32, 8 tasks: 20 ranks up to 16 % x 10 scales, against one merge at 16 %."""
     import torch
 
-    from taskarith_fast.merging.cart import CartFactors, cart
+    from taskarith_fast.merging.cart import cart
+    from taskarith_fast.merging.cart_factors import CartFactors
 
     base, finetuned = shapes.models(shapes.vit_b32_matrices(1), 8)
     names = ["attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]

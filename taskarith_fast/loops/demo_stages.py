@@ -29,7 +29,7 @@ from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.loops.stages import Artefact, Made
 from taskarith_fast.masks import Masks
 from taskarith_fast.merging import merge
-from taskarith_fast.merging.cart import CartFactors
+from taskarith_fast.merging.cart_factors import CartFactors
 from taskarith_fast.models import Head
 from taskarith_fast.progress import SILENT, Progress
 from taskarith_fast.sparse_task_vector import SparseTaskVector

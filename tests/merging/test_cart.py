@@ -3,7 +3,8 @@ import torch
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.merging.arithmetic import average
-from taskarith_fast.merging.cart import CartFactors, cart, is_cart_matrix
+from taskarith_fast.merging.cart import cart, is_cart_matrix
+from taskarith_fast.merging.cart_factors import CartFactors
 
 BLOCK = "visual.transformer.resblocks.0."
 SHAPES = {
