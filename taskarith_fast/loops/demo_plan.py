@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from taskarith_fast import __version__, data
+from taskarith_fast.data.fingerprint import fingerprint
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops import demo_stages as compute
 from taskarith_fast.loops.config import FinetuneConfig
@@ -78,7 +78,7 @@ class Planner:
             "architecture": repr(getattr(encoder, "config", type(encoder).__name__)),
             "image_size": encoder.image_size,
         }
-        self.data = {name: _fingerprint(task) for name, task in tasks.items()}
+        self.data = {name: fingerprint(task) for name, task in tasks.items()}
         self.images = {s: sum(len(task.splits[s]) for task in tasks.values()) for s in ("train", "val", "test")}
 
     def probe(self, task: str) -> Stage[compute.Workshop]:
@@ -233,16 +233,3 @@ class Planner:
         stage = Stage(group, name, run, self._common | settings, dict(inputs), float(cost))
         self.planned.append(stage)
         return stage
-
-
-def _fingerprint(task: data.Task) -> str:
-    """SHA-256 of the images and labels of all splits, in order, and of the class names."""
-    sha = hashlib.sha256(repr(task.classes).encode())
-    for name in ("train", "val", "test"):
-        split = task.splits[name]
-        for start in range(0, len(split), 256):
-            images, labels = split.get(range(start, min(start + 256, len(split))))
-            for tensor in (images, labels):
-                sha.update(f"{name} {list(tensor.shape)}".encode())
-                sha.update(tensor.contiguous().numpy().tobytes())
-    return sha.hexdigest()

@@ -54,7 +54,7 @@ def probe_to_file(
     overwrite: bool, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a linear head on frozen features and save it; returns what was recorded with it."""
-    config = _configured(PROBE_PRESETS, preset, settings)
+    config = configured(PROBE_PRESETS, preset, settings)
     check_destination(output, overwrite)
     result = probe(choice.load(), task, config, progress)
     record = {
@@ -91,7 +91,7 @@ def finetune_to_file(
 
     Under torchrun every process must call it, and the first one writes.
     """
-    config: FinetuneConfig = _configured(FINETUNE_PRESETS, preset, settings)
+    config: FinetuneConfig = configured(FINETUNE_PRESETS, preset, settings)
     check_destination(output, overwrite)
     encoder, classifier = choice.load(), read_head(head, task)
     if options.peft is not None:
@@ -129,7 +129,7 @@ def calibrate_to_file(
 
     Task and head are for the method "talos", the fine-tuned state for "lota"; each is None otherwise.
     """
-    config = _configured(CALIBRATE_PRESETS, preset, settings)
+    config = configured(CALIBRATE_PRESETS, preset, settings)
     check_destination(output, overwrite)
     options, place = config.options(), resolve_device(config.device)
     if config.method == "talos" and (task is None or head is None):
@@ -153,7 +153,7 @@ def plan_from_files(
     masks: Path | None = None,
 ) -> list[str]:  # fmt: skip
     """What `finetune_to_file` would need in memory, as lines to print."""
-    config = _configured(FINETUNE_PRESETS, preset, settings)
+    config = configured(FINETUNE_PRESETS, preset, settings)
     found = None if masks is None else Masks.load(masks)
     return plan_finetune(choice.load(), read_head(head, task), config, found).lines()
 
@@ -214,7 +214,7 @@ def _record(choice: EncoderChoice, task: data.Task | None, config: dict[str, Any
     }
 
 
-def _configured(presets: Mapping[str, Any], preset: str, settings: Mapping[str, Any]) -> Any:
+def configured(presets: Mapping[str, Any], preset: str, settings: Mapping[str, Any]) -> Any:
     """A preset with some fields replaced; an unknown preset or field is refused by name."""
     if preset not in presets:
         raise ArgumentError(f"preset must be one of {', '.join(presets)}; got {preset!r}")

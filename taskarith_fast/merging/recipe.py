@@ -15,19 +15,18 @@ Relative paths, those of fishers and grams too, are taken from the recipe's own 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.formats.toml_file import read_toml
 from taskarith_fast.merging.methods import METHODS
 from taskarith_fast.merging.plan import Plan, plan_merge
 
 # Parameters that are paths, one a task.
 PATH_PARAMETERS = {row.streaming.statistics.parameter for row in METHODS.values() if row.streaming.statistics}
-_LONGEST = 1 << 20  # bytes: a recipe is written by hand
 
 
 class Recipe(BaseModel):
@@ -68,21 +67,7 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
         ArgumentError: If it is no TOML, lacks a key, or has one that is not known or of the wrong type.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArgumentError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > _LONGEST:
-        raise ArgumentError(f"{path}: expected a recipe of at most {_LONGEST} bytes, got {len(data)}")
-    try:
-        recipe = Recipe.model_validate(_parse_toml(data.decode("utf-8")))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        hint = f"; known keys: {', '.join(Recipe.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise ArgumentError(f"{path}: {where}: {first['msg'].lower()}{hint}") from None
-    except (ValueError, RecursionError) as error:
-        raise ArgumentError(f"{path}: no valid TOML ({str(error).splitlines()[0]})") from None
+    recipe = read_toml(path, Recipe, "recipe")
     both = Recipe.model_fields.keys() & recipe.parameters.keys()
     if both:
         raise ArgumentError(f"{path}: {sorted(both)[0]} is no parameter of a method; write it above [parameters]")
@@ -103,14 +88,3 @@ def check_recipe(path: str | os.PathLike[str]) -> Plan:
 
 def _slash(output: str) -> str:
     return os.sep if output.endswith("/") else ""
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        try:
-            import tomli as tomllib
-        except ImportError:
-            raise ArgumentError("recipes need Python 3.11, or the package tomli") from None
-    return tomllib.loads(text)
