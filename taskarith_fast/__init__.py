@@ -37,6 +37,7 @@ _NAMES = {
     "zero_shot_head": "taskarith_fast.models",
     "gram_matrices": "taskarith_fast.loops.grams",
     "load_tasks": "taskarith_fast.data",
+    "sweep": "taskarith_fast.loops.sweep.run",
     "TaskarithError": "taskarith_fast.errors",
 }
 _MODULES = ("data", "errors", "loops", "models", "native", "ops", "tangent")

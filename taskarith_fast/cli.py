@@ -296,6 +296,30 @@ def adamerge(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="What is swept, in TOML.", show_default=False)],
+    workers: Annotated[int, typer.Option(help="Processes; 0 starts one a GPU, or one a core where there is none.", min=0)] = 0,
+    device: Device = "auto",
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to run on: auto, ray://host:10001 ...")] = None,
+    export: Annotated[Path | None, typer.Option(help="Also write the table, .csv or .parquet.")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Also write report.html into the sweep's folder.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say how many points there are and what they share, and stop.")] = False,
+) -> None:  # fmt: skip
+    """Judge methods, parameters, recipes and sets of tasks on a grid; run it again to go on after a kill."""
+    from taskarith_fast.loops.sweep.run import plan_sweep, summary_lines
+    from taskarith_fast.loops.sweep.run import sweep as run_sweep
+    from taskarith_fast.progress import Progress
+
+    if plan:
+        print("\n".join(plan_sweep(file).lines()))
+        return
+    result = run_sweep(file, workers=workers, device=device, ray=ray, export=export, report=report, progress=Progress())
+    print("\n".join(summary_lines(result)))
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="Safetensors, a directory of them, or any PyTorch file.")],
     key: Annotated[str, typer.Option(help="The entry that holds the model, for a PyTorch file with several.")] = "",
