@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import Any
 
 from taskarith_fast.errors import BackendError
 from taskarith_fast.loops.sweep.job import Job, Outcome, Setup
 from taskarith_fast.loops.sweep.worker import Worker
+
+_PATIENCE = 10.0  # seconds
 
 
 def ray_package() -> Any:
@@ -39,8 +42,9 @@ class RayPool:
         self._ray = ray_package()
         self._setup = setup
         try:
+            _reach(address)
             self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BackendError(f"--ray {address}: no Ray cluster answers there ({reason})") from None
         self._gpus = bool(self._room("GPU"))
@@ -84,3 +88,10 @@ class RayPool:
 
     def _room(self, resource: str) -> int:
         return int(self._ray.cluster_resources().get(resource, 0))
+
+
+def _reach(address: str) -> None:
+    """Fail at once where nothing listens at host:port; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()

@@ -19,8 +19,10 @@ from taskarith_fast.loops.sweep.execute import Sweep
 from taskarith_fast.loops.sweep.export import check_export, export_records
 from taskarith_fast.loops.sweep.halving import climb
 from taskarith_fast.loops.sweep.job import Job
+from taskarith_fast.loops.sweep.page import write_page
 from taskarith_fast.loops.sweep.plan import Plan, make_plan
 from taskarith_fast.loops.sweep.pool import HerePool, LocalPool, Pool, devices_of
+from taskarith_fast.loops.sweep.ray_pool import RayPool, ray_package
 from taskarith_fast.loops.sweep.store import Store
 from taskarith_fast.loops.sweep.table import Record, best_of, records_of, references_of, score_of, settings_of
 from taskarith_fast.loops.sweep.worker import is_disk_full
@@ -80,6 +82,8 @@ def sweep(
     """
     if export is not None:
         check_export(Path(export))
+    if ray is not None:
+        ray_package()
     plan = plan_sweep(path)
     devices = devices_of(device, workers)
     try:
@@ -100,8 +104,8 @@ def sweep(
     result = SweepResult(plan.folder, records_of(rows), sum(row.state == "failed" for row in rows))
     if export is not None:
         export_records(result.records, Path(export))
-    if report and False:
-        raise NotImplementedError
+    if report:
+        write_page(result.records, plan, devices[0].partition(":")[0])
     return result
 
 
@@ -165,8 +169,6 @@ def _run(plan: Plan, store: Store, pool: Pool, batch: int, progress: Progress) -
 
 def _pool(plan: Plan, devices: list[str], workers: int, ray: str | None, in_process: bool) -> Pool:
     if ray is not None:
-        from taskarith_fast.loops.sweep.ray_pool import RayPool
-
         return RayPool(plan.setup, ray, workers)
     return HerePool(plan.setup, devices[0]) if in_process else LocalPool(plan.setup, devices)
 
