@@ -13,6 +13,7 @@ from benchmarks import (
     sparse_cases,
     sparse_loop_cases,
     stream_cases,
+    sweep_cases,
     tangent_cases,
 )
 from benchmarks.contest import Case
@@ -108,6 +109,12 @@ CASES = [
     Case("sparse_step/vit_b32", "", sparse_loop_cases.sparse_step, bars={"full fine-tuning": 1 / 0.78}),
     Case("sparse_step/vit_b32_2_blocks", "", lambda: sparse_loop_cases.sparse_step(2, 4), quick=True),
     Case("calibrate_round/vit_b32", "bottom_k_mask", calibrate_cases.calibrate_round),
+    Case(
+        "sweep_arithmetic/vit_s14_8_x8",
+        "ties_merge",
+        sweep_cases.arithmetic,
+        bars={"ta.merge, one scale of 12": 20 / 12},
+    ),
     Case("cart_grid/vit_b32_block_x8", "lowrank_sum", loop_cases.cart_grid),
     *[
         Case(
