@@ -71,8 +71,11 @@ class LocalPool:
 
     def __init__(self, setup: Setup, devices: Sequence[str]) -> None:
         self._setup, self._devices = setup, list(devices)
-        self._context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-        self._context.set_forkserver_preload(_PRELOAD)
+        # A process that has touched CUDA must not fork; on CPUs the server's imports are shared by all workers.
+        fork = hasattr(os, "fork") and all(device == "cpu" for device in devices)
+        self._context: Any = multiprocessing.get_context("forkserver" if fork else "spawn")
+        if fork:
+            self._context.set_forkserver_preload(_PRELOAD)
         self._processes: list[Any] = [None] * len(devices)
         self._pipes: list[Any] = [None] * len(devices)
         self._busy: set[int] = set()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from taskarith_fast.errors import ArgumentError, DataError
+from taskarith_fast.errors import ArgumentError, DataError, TaskarithError
 from taskarith_fast.loops.sweep.choose import choose, optuna_package
 from taskarith_fast.loops.sweep.clock import Clock
 from taskarith_fast.loops.sweep.execute import Sweep
@@ -86,8 +86,8 @@ def sweep(
         ray_package()
     plan = plan_sweep(path)
     devices = devices_of(device, workers)
+    _make_folder(plan.folder)
     try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
         with _alone(plan.folder), Store(plan.folder / DATABASE) as store:
             _check_disk(plan)
             plan.inputs.write_shared(plan.folder / "shared")
@@ -95,8 +95,8 @@ def sweep(
                 swept = _run(plan, store, pool, max(len(devices), 1), progress or SILENT)
             for path in (plan.folder / "shared").glob("factors-*"):
                 path.unlink(missing_ok=True)
-    except OSError as error:
-        if not is_disk_full(error):
+    except Exception as error:  # safetensors wraps what the system says in a class of its own
+        if isinstance(error, TaskarithError) or not is_disk_full(error):
             raise
         raise DataError(f"{plan.folder}: the disk is full; finished points are kept") from None
     keys = {job.key for job in plan.jobs}
@@ -171,6 +171,13 @@ def _pool(plan: Plan, devices: list[str], workers: int, ray: str | None, in_proc
     if ray is not None:
         return RayPool(plan.setup, ray, workers)
     return HerePool(plan.setup, devices[0]) if in_process else LocalPool(plan.setup, devices)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"output {folder} must be a folder that can be written to ({error.strerror})") from None
 
 
 @contextmanager

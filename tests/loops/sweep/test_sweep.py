@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from taskarith_fast.loops.evaluate import StateEvaluator, evaluate, mean_accurac
 from taskarith_fast.loops.files import EncoderChoice, read_head
 from taskarith_fast.loops.sweep import run
 from taskarith_fast.loops.sweep.run import plan_sweep, sweep
+from taskarith_fast.loops.sweep.store import Store
 from tests.loops.sweep.tiny_sweep import GRID, IMAGES, NAMES, POINTS, values, write_models, write_sweep, write_tasks
 from tests.loops.tiny import vit
 
@@ -304,3 +306,32 @@ def test_configurations_are_kept_whole(folder):
     database.close()
     assert set(kinds["merge"]) == {"encoder", "tasks", "images", "precision", "method", "parameters"}
     assert kinds["merge"]["images"] == ["val", IMAGES, IMAGES]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_on_a_full_disk_finished_points_are_kept_and_the_sweep_goes_on(folder, small_disk, monkeypatch):
+    monkeypatch.setattr(run, "_check_disk", lambda plan: None)
+    scales = GRID.replace("count = 3", "count = 60")
+    path = write_sweep(folder, scales, head='output = "disk/sweep"')
+    with pytest.raises(DataError, match="the disk is full; finished points are kept") as found:
+        (small_disk / "filler").write_bytes(bytes(8 * 2**20 - 300_000))
+        here(path)
+    assert "\n" not in str(found.value)
+    (small_disk / "filler").unlink()
+    with Store(small_disk / "sweep" / run.DATABASE) as store:
+        kept = store.rows()
+    assert kept and all(row.state == "done" for row in kept)
+    log = computed(monkeypatch)
+    result = here(path)
+    assert result.failed == 0
+    assert len(log) == len(result.records) - len(kept)
