@@ -41,7 +41,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Judge:
-    """Evaluate one model on tasks: a merge of several, or a fine-tuned one where there is no method."""
+    """Evaluate one model on tasks, each with its head: a merge of models, or the only one where there is no method."""
 
     tasks: tuple[str, ...]
     heads: tuple[Path, ...]

@@ -9,13 +9,13 @@ from typing import Any
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.sweep.file import SweepFile, read_sweep
-from taskarith_fast.loops.sweep.grid import Point, complete, expand, subsets_of
+from taskarith_fast.loops.sweep.grid import Point, subsets_of
 from taskarith_fast.loops.sweep.inputs import Inputs
 from taskarith_fast.loops.sweep.job import Job, Judge, Made, Setup, Train, hash_of
+from taskarith_fast.loops.sweep.merges import Grid, read_grid, shared_of
 from taskarith_fast.loops.sweep.training import Variant, finetune_job, masks_job, probe_job, variants_of
 from taskarith_fast.merging.cart_blocks import is_cart_matrix, rank_of
 from taskarith_fast.merging.methods import METHODS
-from taskarith_fast.merging.sharing import split_scale
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def make_plan(path: Path) -> Plan:
         raise ArgumentError(f"output must be a folder or not exist yet, {folder} is a file")
     variants = [v for i, table in enumerate(file.train) for v in variants_of(table, f"train[{i}]")]
     sizes = {*map(len, file.subsets), *file.subset_sizes} or {len(file.tasks)}
-    grids = [_points(table, f"merge[{i}]", sizes) for i, table in enumerate(file.merge)]
+    grids = [read_grid(table, f"merge[{i}]", sizes) for i, table in enumerate(file.merge)]
     planner = _Planner(Inputs(file, path.parent), folder, variants)
     jobs = list({job.key: job for job in planner.jobs(grids)}.values())
     return Plan(file, folder, planner.setup, planner.inputs, jobs, planner.disk_bytes(jobs))
@@ -83,22 +83,22 @@ class _Planner:
             file.batch_size, file.precision,
         )  # fmt: skip
 
-    def jobs(self, grids: list[list[tuple[str, Point]]]) -> Iterator[Job]:
+    def jobs(self, grids: list[Grid]) -> Iterator[Job]:
         heads, training = self._heads()
         yield from training
         for models, jobs in self._models(heads):
             yield from jobs
             for name in self.names:
                 yield self._single(name, heads, models)
-            for i, points in enumerate(grids):
+            for grid in grids:
                 for subset in self.sets:
-                    yield from self._merges(i, points, subset, heads, models)
+                    yield from self._merges(grid, subset, heads, models)
 
     def disk_bytes(self, jobs: list[Job]) -> int:
         made = [j.work.output for j in jobs if j.kind == "finetune" and isinstance(j.work, Train)]
         trained = sum(not path.exists() for path in made) * self.inputs.model_bytes
         families = {j.family: j.work for j in jobs if isinstance(j.work, Judge) and j.work.max_rank_ratio is not None}
-        return trained + sum(self._factor_bytes(len(w.tasks), w.max_rank_ratio or 0.0) for w in families.values())
+        return trained + sum(self._factor_bytes(len(w.models), w.max_rank_ratio or 0.0) for w in families.values())
 
     def _factor_bytes(self, tasks: int, ratio: float) -> int:
         matrices = [t for name, t in self.inputs.own.items() if is_cart_matrix(name, t)]
@@ -143,33 +143,25 @@ class _Planner:
         needs = head.needs + model.needs
         return Job("single", labels, identity, work, "single", (name,), needs, self.inputs.count(name))
 
-    def _merges(
-        self, table: int, points: list[tuple[str, Point]], subset: tuple[str, ...], heads: dict[str, Made],
-        models: Models,
-    ) -> Iterator[Job]:  # fmt: skip
-        judged = self._judged(subset, heads, models)
-        needs = tuple(dict.fromkeys(key for n in subset for made in (heads[n], models.of[n]) for key in made.needs))
-        cost = sum(self.inputs.count(name) for name in subset)
-        paths = tuple(heads[n].path for n in subset), tuple(models.of[n].path for n in subset)
-        stretch = bool(self.file.merge[table].get("scale_over_density"))
-        for method, given in points:
+    def _merges(self, grid: Grid, subset: tuple[str, ...], heads: dict[str, Made], models: Models) -> Iterator[Job]:
+        """The points of a table for one set of tasks and of models."""
+        names = tuple(self.names) if grid.judge_all else subset
+        judged = self._judged(names, heads, models) | ({} if names == subset else {"merged": list(subset)})
+        made = [*(heads[name] for name in names), *(models.of[name] for name in subset)]
+        needs = tuple(dict.fromkeys(key for file in made for key in file.needs))
+        cost = sum(self.inputs.count(name) for name in names)
+        paths = tuple(heads[name].path for name in names), tuple(models.of[name].path for name in subset)
+        for method, given in grid.points:
             for seed in self._method_seeds(method, given, models):
                 parameters = METHODS[method].parameters | given | seed
-                if stretch:
+                if grid.stretch:
                     parameters["scale"] = parameters["scale"] / models.density
-                shared, rank = dict(parameters), None
-                split = split_scale(method, parameters)
-                if split is not None:
-                    shared = split[0]
-                if method == "cart" and parameters["energy"] is None and parameters["order"] == "largest":
-                    shared.pop("rank_ratio")
-                    rank = max(point.get("rank_ratio", parameters["rank_ratio"]) for m, point in points if m == "cart")
+                shared = shared_of(grid, method, parameters)
                 labels = {"method": method, "parameters": parameters, "tasks": list(subset)} | models.labels | seed
                 identity = judged | {"method": method, "parameters": parameters}
-                family = f"{method} {hash_of([judged, shared if rank else method, seed])}"
-                order = (hash_of(shared), parameters.get("rank_ratio", 0), parameters["scale"] if split else 0)
-                work = Judge(subset, *paths, method, parameters, rank)
-                yield Job("merge", labels, identity, work, family, order, needs, cost)
+                family = f"{method} {hash_of([judged, shared.work, seed])}"
+                work = Judge(names, *paths, method, parameters, shared.max_rank_ratio)
+                yield Job("merge", labels, identity, work, family, shared.order, needs, cost)
 
     def _method_seeds(self, method: str, given: Point, models: Models) -> list[Point]:
         """The seeds of a method that draws numbers and was not given one: the models' own, or all."""
@@ -186,21 +178,3 @@ class _Planner:
             "images": [self.file.split, *(inputs.count(name) for name in subset)],
             "precision": self.file.precision,
         }
-
-
-def _points(table: dict[str, Any], where: str, sizes: set[int]) -> list[tuple[str, Point]]:
-    """Method and given parameters of every point, once all are seen to work on a toy of each number of models."""
-    stretch = table.get("scale_over_density", False)
-    if "method" not in table:
-        raise ArgumentError(f"{where}.method must name a merge method, got none")
-    if not isinstance(stretch, bool):
-        raise ArgumentError(f"{where}.scale_over_density must be true or false, got {stretch!r}")
-    points = []
-    for point in expand({name: value for name, value in table.items() if name != "scale_over_density"}, where):
-        method, given = point["method"], {name: value for name, value in point.items() if name != "method"}
-        for size in sizes:
-            parameters = complete(method, given, size, where)
-        if stretch and split_scale(method, parameters) is None:
-            raise ArgumentError(f"{where}.scale_over_density needs a scale that is one number, {method!r} has none")
-        points.append((method, given))
-    return points

@@ -48,6 +48,7 @@ UNTUNED = ("finetuned =", "# finetuned =")
         (("[0.2, 0.5]", "[]"), r"merge\[0\].density must hold at least one value, got none"),
         (("count = 3", "count = 0"), "in count steps"),
         (('method = "average"', 'method = "average"\nscale_over_density = true'), "needs a scale that is one number"),
+        (('method = "average"', 'method = "average"\njudge = "some"'), r"merge\[2\].judge must be one of merged, all"),
         (("low.npz", "lov.npz"), "lov.npz"),
         (("low-head", "lov-head"), "lov-head.safetensors: no such checkpoint"),
         (("low-model", "lov-model"), "lov-model.safetensors: no such checkpoint"),

@@ -151,6 +151,24 @@ def test_sets_of_tasks_and_seeds(folder):
     assert sorted(merges, key=str) == sorted(expected, key=str)
 
 
+def test_a_task_is_forgotten_while_all_are_judged(folder):
+    rest = '[[merge]]\nmethod = "task_arithmetic"\nscale = [-1.0, 0.0]\njudge = "all"\n'
+    records = here(write_sweep(folder, rest, head="subset_sizes = [1]")).records
+    merges = {(r["tasks"], r["scale"]): r for r in records if r["kind"] == "merge"}
+    assert len(merges) == 4
+    # At scale 0 both are the encoder itself; elsewhere they are edited by one task, and judged on both.
+    assert merges["low", 0.0]["mean"] == merges["high", 0.0]["mean"]
+    base = {name: t.detach() for name, t in vit().state_dict().items()}
+    encoder = vit()
+    encoder.load_state_dict(ta.merge(base, [ta.load_state_dict(folder / "low-model.safetensors")], scale=-1.0))
+    for name in NAMES:
+        task = find_task(str(folder / f"{name}.npz"))
+        head = read_head(folder / f"{name}-head.safetensors", task)
+        found = evaluate(encoder, head, task.splits["val"]).accuracy
+        assert merges["low", -1.0][f"accuracy.{name}"] == found
+        assert merges["low", -1.0]["normalized"] is not None
+
+
 def test_checkpoints_by_seed(folder):
     for name in NAMES:
         state = dict(ta.load_state_dict(folder / f"{name}-model.safetensors"))
