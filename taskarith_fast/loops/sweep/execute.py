@@ -15,6 +15,7 @@ from taskarith_fast.loops.sweep.schedule import Schedule
 from taskarith_fast.loops.sweep.store import Row, Store
 
 _ATTEMPTS = 2
+_NEEDS_FAILED = "it needs a point that failed"
 
 
 class Sweep:
@@ -64,6 +65,10 @@ class Sweep:
                 if job is not None:
                     busy[worker] = job
                     self._pool.submit(worker, job)
+            if not busy:  # what is left needs points that failed in an earlier batch
+                for job in schedule.drain():
+                    self._put(job, Outcome(job.key, error=_NEEDS_FAILED))
+                return
             for worker, outcome in self._pool.wait():
                 job = busy.pop(worker)
                 if outcome is None:
@@ -79,7 +84,7 @@ class Sweep:
                     schedule.finish(job)
                     continue
                 for dropped in schedule.fail(job):
-                    self._put(dropped, Outcome(dropped.key, error=f"it needs a point that failed ({job.kind})"))
+                    self._put(dropped, Outcome(dropped.key, error=_NEEDS_FAILED))
 
     def _rest(self, job: Job) -> Job:
         """What is left of a job of which a part of the images was judged."""

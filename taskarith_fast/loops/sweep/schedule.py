@@ -47,6 +47,12 @@ class Schedule:
             self._waiting[family] = deque(job for job in jobs if not self._failed.intersection(job.needs))
         return dropped + [further for job in dropped for further in self.fail(job)]
 
+    def drain(self) -> list[Job]:
+        """Everything that waits, taken out."""
+        jobs = [job for waiting in self._waiting.values() for job in waiting]
+        self._waiting.clear()
+        return jobs
+
     def retry(self, job: Job) -> None:
         """Put a job back, to be done by whoever is free."""
         self._waiting.setdefault(f"retry {job.key}", deque()).append(job)

@@ -168,6 +168,16 @@ def test_an_error_fails_its_point_and_those_that_need_it(tmp_path):
     assert rows["first"].error == "no first" and "it needs a point that failed" in rows["second"].error
 
 
+def test_what_needs_a_point_that_failed_in_an_earlier_batch_fails_too(tmp_path):
+    first = job("first", "a")
+    with Store(tmp_path / "s.sqlite") as store:
+        sweep = Sweep(store, Pretended(1, errors=["first"]), Clock(Stage(), lines=False))
+        sweep.run([first])
+        sweep.run([job("second", "b", needs=(first.key,)), job("other")])
+        states = {row.identity["name"]: row.state for row in sweep.rows.values()}
+    assert states == {"first": "failed", "second": "failed", "other": "done"}
+
+
 def test_a_full_disk_stops_the_sweep_and_keeps_what_is_there(tmp_path):
     jobs = [job(i, order=(i,)) for i in range(6)]
     with pytest.raises(DataError, match="no 3; finished points are kept"):

@@ -134,3 +134,14 @@ def _replaced(preset, changes):
 def test_tasks_have_the_names_of_the_files(path):
     here(path)
     assert sorted({name for r in here(path).records for name in r["tasks"].split("+")}) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("table", ["[halving]\neta = 2\nrungs = 2", "[optuna]\ntrials = 4"])
+def test_with_chosen_points_too_a_failed_run_fails_its_merges_only(table, path):
+    if "optuna" in table:
+        pytest.importorskip("optuna", reason="optuna is not installed")
+    text = path.read_text().replace("1\nlr = [1e-3, 1e-2]", "3\nlr = [1e-3, 1e30]")
+    path.write_text(f"{text}\n{table}\n")
+    result = here(path)
+    merges = {(r["recipe.lr"], r["state"]) for r in result.records if r["kind"] == "merge"}
+    assert (1e30, "done") not in merges and (1e-3, "done") in merges
