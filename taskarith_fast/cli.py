@@ -346,6 +346,7 @@ def convert(
     normalize: Annotated[bool, typer.Option("--normalize", help="Take module., model., image_encoder. ... off.")] = False,
     drop_extra: Annotated[bool, typer.Option("--drop-extra", help="Leave out what --to has no place for and features do not need: classifier, pooler, projection.")] = False,
     key: Annotated[str, typer.Option(help="The entry that holds the model, for a PyTorch file with several.")] = "",
+    untie: Annotated[bool, typer.Option("--untie", help="Write tied tensors under each of their names.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
 ) -> None:  # fmt: skip
     """Write any checkpoint as safetensors, executing nothing in it; list all that was renamed or dropped."""
@@ -355,7 +356,7 @@ def convert(
 
     done = convert_file(
         source, output, to=to or None, dtype=dtype or None, text_tower=text_tower, normalize=normalize,
-        drop_extra=drop_extra, key=key or None, overwrite=overwrite, progress=Progress(),
+        drop_extra=drop_extra, key=key or None, untie=untie, overwrite=overwrite, progress=Progress(),
     )  # fmt: skip
     print("\n".join(conversion_lines(done)))
     print(f"{output}: {done.tensors} tensors, {done.parameters:,} values")

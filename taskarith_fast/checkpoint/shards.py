@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from taskarith_fast.checkpoint.contents import INDEX
 from taskarith_fast.checkpoint.header import Entry, layout
-from taskarith_fast.checkpoint.sources import INDEX
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -33,10 +33,13 @@ class ShardWriter:
     Args:
         target: The file, or the directory that gets ``model.safetensors`` or shards and an index.
         shards: The tensors of each file.
-        metadata: Makes the metadata of every file; called again by `finish`, and must then give as many bytes.
+        metadata: Makes the metadata of a file from its tensors; called again by `finish`, and must then give as many
+            bytes.
     """
 
-    def __init__(self, target: Path, shards: list[dict[str, Entry]], metadata: Callable[[], dict[str, str]]) -> None:
+    def __init__(
+        self, target: Path, shards: list[dict[str, Entry]], metadata: Callable[[Mapping[str, Entry]], dict[str, str]]
+    ) -> None:
         self._target, self._shards, self._metadata = target, shards, metadata
         self._place: dict[str, tuple[int, int]] = {}
         self._handles: list[int] = []
@@ -44,7 +47,7 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         for path, shard in zip(self.paths, self._shards, strict=True):
-            header, placed = layout(shard, self._metadata())
+            header, placed = layout(shard, self._metadata(shard))
             handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
             self._handles.append(handle)
             size = len(header) + sum(entry.nbytes for entry in shard.values())
@@ -70,7 +73,7 @@ class ShardWriter:
     def finish(self) -> None:
         """Write the headers again, with the metadata as it is now, and the index."""
         for handle, shard in zip(self._handles, self._shards, strict=True):
-            header, placed = layout(shard, self._metadata())
+            header, placed = layout(shard, self._metadata(shard))
             if any(self._place[name][1] != entry.begin for name, entry in placed.items()):
                 raise AssertionError("the metadata changed its length")
             _write(handle, header, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from taskarith_fast.checkpoint.header import Entry, read_header
+from taskarith_fast.checkpoint.contents import read_contents
+from taskarith_fast.checkpoint.header import Entry
 from taskarith_fast.checkpoint.state import load_state_dict
 from taskarith_fast.errors import CheckpointError
-from taskarith_fast.formats.tied import check_tied, read_tied
+from taskarith_fast.formats.tied import find_tied
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
@@ -24,7 +24,6 @@ TORCH_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-INDEX = "model.safetensors.index.json"
 
 
 class Source(Protocol):
@@ -34,14 +33,14 @@ class Source(Protocol):
     entries: Name -> dtype and shape.
     files: The files whose bytes are its identity, in order.
     resident: Bytes of tensors that it holds in memory.
-    tied: Groups of names that share their memory; empty where the format cannot say.
+    tied: Other name -> the name in `entries` of the same tensor.
     """
 
     path: Path
     entries: Mapping[str, Entry]
     files: tuple[Path, ...]
     resident: int
-    tied: tuple[tuple[str, ...], ...]
+    tied: Mapping[str, str]
 
     def read(self, name: str, begin: int, out: memoryview) -> None:
         """Fill `out` with the bytes of tensor `name` from its byte `begin` on."""
@@ -61,10 +60,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         CheckpointError: If it is absent, damaged, or of another format.
     """
     path = Path(path)
-    if path.is_dir():
-        return FileSource(path, _shards(path))
-    if path.is_file() and path.suffix == ".safetensors":
-        return FileSource(path, (path,))
+    if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
+        return FileSource(path)
     return StateSource(path, load_state_dict(path))
 
 
@@ -72,28 +69,15 @@ class FileSource:
     """Safetensors files, read by ``pread``: a file that changes meanwhile is an error, not a mixture."""
 
     resident = 0
-    tied: tuple[tuple[str, ...], ...] = ()
 
-    def __init__(self, path: Path, files: tuple[Path, ...]) -> None:
-        self.path, self.files = path, files
-        entries: dict[str, Entry] = {}
-        self.entries: Mapping[str, Entry] = entries
-        self.metadata: dict[str, str] = {}
-        self._file: dict[str, Path] = {}
-        self._stamps: dict[Path, tuple[int, ...]] = {}
-        for file in files:
-            header = read_header(file)
-            self._stamps[file] = _stamp(os.stat(file))
-            self.metadata.update(header.metadata)
-            for name, entry in header.entries.items():
-                if name in self.entries:
-                    raise CheckpointError(f"{path}: {name} is in both {self._file[name].name} and {file.name}")
-                entries[name], self._file[name] = entry, file
-        _check_index(path, self.entries)
-        tied = check_tied(read_tied(self.metadata), self.entries)
-        for name, first in tied.items():
-            self.entries[name], self._file[name] = self.entries[first], self._file[first]
-        self.tied = tuple(tied.items())
+    def __init__(self, path: Path) -> None:
+        contents = read_contents(path)
+        self.path, self.files = path, contents.files
+        self.entries: Mapping[str, Entry] = contents.entries
+        self.metadata: Mapping[str, str] = contents.metadata
+        self.tied: Mapping[str, str] = contents.tied
+        self._file = contents.place
+        self._stamps = {file: _stamp(os.stat(file)) for file in self.files}
 
     def read(self, name: str, begin: int, out: memoryview) -> None:
         self.read_many([(name, begin, out)])
@@ -116,21 +100,17 @@ class StateSource:
     def __init__(self, path: Path, state: Mapping[str, Tensor]) -> None:
         self.path = path
         self.files: tuple[Path, ...] = (path,)
-        self._state = {name: tensor.detach() for name, tensor in state.items()}
-        for name, tensor in self._state.items():
+        for name, tensor in state.items():
             if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
                 raise CheckpointError(
                     f"{path}: {name} is {tensor.dtype} {tensor.layout}, which safetensors cannot hold"
                 )
+        self.tied: Mapping[str, str] = find_tied(state)
+        self._state = {name: tensor.detach() for name, tensor in state.items() if name not in self.tied}
         self.entries: Mapping[str, Entry] = {
             k: Entry(DTYPE_NAMES[v.dtype], tuple(v.shape)) for k, v in self._state.items()
         }
         self.resident = sum(entry.nbytes for entry in self.entries.values())
-        groups: dict[int, list[str]] = {}
-        for name, tensor in self._state.items():
-            if tensor.numel():
-                groups.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
-        self.tied = tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
     def read(self, name: str, begin: int, out: memoryview) -> None:
         if len(out):
@@ -165,23 +145,3 @@ def fill(descriptor: int, offset: int, out: memoryview, file: Path) -> None:
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _shards(path: Path) -> tuple[Path, ...]:
-    shards = tuple(sorted(path.glob("*.safetensors")))
-    if not shards:
-        raise CheckpointError(f"{path}: expected *.safetensors in the directory, got none")
-    return shards
-
-
-def _check_index(path: Path, entries: Mapping[str, Entry]) -> None:
-    index = path / INDEX
-    if not index.is_file():
-        return
-    try:
-        promised = set(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: expected an index with a weight_map, got {error}") from None
-    missing = sorted(promised - entries.keys())
-    if missing:
-        raise CheckpointError(f"{path}: the index names {missing[0]} and {len(missing) - 1} more, no shard has it")

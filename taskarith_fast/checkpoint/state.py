@@ -5,7 +5,6 @@ Reading is lazy: a tensor is read when it is looked up. Writing is atomic: the d
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,26 +15,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from taskarith_fast.checkpoint.contents import Contents, read_contents
 from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.formats.pickled import peek_pickled, read_pickled
-from taskarith_fast.formats.tied import check_tied, read_tied, untied, write_tied
+from taskarith_fast.formats.tied import untied, write_tied
 
 
 class LazyState(Mapping[str, Tensor]):
     """Tensors of one or more safetensors files, read when looked up.
 
-    Args:
-        files: Tensor name -> the file that holds it.
-        metadata: The files' metadata, merged.
-
     Attributes:
+        metadata: The files' metadata, merged.
         tied: Name -> the name under which the files hold the same tensor.
     """
 
-    def __init__(self, files: dict[str, Path], metadata: dict[str, str]) -> None:
-        self._files = files
-        self.metadata = metadata
-        self.tied = check_tied(read_tied(metadata), files)
+    def __init__(self, contents: Contents) -> None:
+        self._files = contents.place
+        self.metadata = contents.metadata
+        self.tied = contents.tied
 
     def __getitem__(self, name: str) -> Tensor:
         name = self.tied.get(name, name)
@@ -65,13 +62,10 @@ def load_state_dict(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         CheckpointError: If there is no such file, or it is truncated, of another format, or holds more than tensors.
     """
     path = Path(path)
-    if path.is_dir():
-        return _load_directory(path)
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint; expected a file or a directory of safetensors")
-    if path.suffix == ".safetensors":
-        names, metadata = _read_header(path)
-        return LazyState({name: path for name in names}, metadata)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return LazyState(read_contents(path))
     return _load_torch(path)
 
 
@@ -97,7 +91,7 @@ def save_state_dict(
     os.close(handle)
     try:
         tensors, tied = untied(state)
-        save_file(tensors, temporary, metadata={**(metadata or {}), **write_tied(tied)})
+        save_file(tensors, temporary, metadata=write_tied(tied, metadata or {}))
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
@@ -128,31 +122,6 @@ def check_destination(path: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{path}: exists already; pass overwrite (--overwrite) to replace it")
 
 
-def _load_directory(path: Path) -> LazyState:
-    index = path / "model.safetensors.index.json"
-    shards = sorted(path.glob("*.safetensors"))
-    if not shards:
-        raise CheckpointError(f"{path}: expected *.safetensors in the directory, got none")
-    files: dict[str, Path] = {}
-    metadata: dict[str, str] = {}
-    for shard in shards:
-        names, shard_metadata = _read_header(shard)
-        metadata.update(shard_metadata)
-        for name in names:
-            if name in files:
-                raise CheckpointError(f"{path}: {name} is in both {files[name].name} and {shard.name}")
-            files[name] = shard
-    if index.is_file():
-        try:
-            promised = set(json.loads(index.read_text())["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{index}: expected an index with a weight_map, got {error}") from None
-        missing = sorted(promised - files.keys())
-        if missing:
-            raise CheckpointError(f"{path}: the index names {missing[0]} and {len(missing) - 1} more, no shard has it")
-    return LazyState(files, metadata)
-
-
 def _load_torch(path: Path) -> dict[str, Tensor]:
     found = peek_pickled(path)
     if found.is_module:
@@ -163,11 +132,6 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
     if found.others:
         raise CheckpointError(f"{path}: {found.others[0]} must be a tensor; taskarith convert leaves it out")
     return read_pickled(path).state
-
-
-def _read_header(path: Path) -> tuple[list[str], dict[str, str]]:
-    with _opened(path) as file:
-        return list(file.keys()), dict(file.metadata() or {})
 
 
 def _opened(path: Path) -> Any:

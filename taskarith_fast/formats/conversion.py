@@ -60,6 +60,7 @@ def convert_file(
     normalize: bool = False,
     drop_extra: bool = False,
     key: str | None = None,
+    untie: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Conversion:
@@ -77,6 +78,7 @@ def convert_file(
         normalize: Take wrappers off the names, see `normalize_names`.
         drop_extra: Leave out classifier, pooler or projection where `to` has no place for them.
         key: The entry that holds the model, for a PyTorch file with several.
+        untie: Write tied tensors under each of their names.
         overwrite: Replace an existing output.
         progress: Shown while hashing.
 
@@ -93,13 +95,15 @@ def convert_file(
     cast = 0
     if dtype is not None:
         state, cast = _cast(state, DTYPES[dtype])
+    if untie:
+        state.update((name, state[name].clone()) for name in find_tied(state))
     tied = find_tied(state)
     record = {
         "schema": 1,
         "tool": f"taskarith_fast {__version__}",
         "method": "convert",
         "inputs": hash_files(source, progress),
-        "parameters": {"to": to, "dtype": dtype, "text_tower": text_tower, "normalize": normalize},
+        "parameters": {"to": to, "dtype": dtype, "text_tower": text_tower, "normalize": normalize, "untie": untie},
         "dropped": sorted(names.dropped),
     }
     metadata = {"format": "pt", "taskarith": json.dumps(record, sort_keys=True)}

@@ -1,12 +1,13 @@
-"""Tied tensors: several names for one tensor. A safetensors file holds it once and lists the other names.
+"""Tied tensors: several names for one tensor. A safetensors file holds it once and its metadata name the others.
 
-The list is the metadata entry `taskarith_tied`, a JSON object: name -> the name that is in the file.
+The metadata entry `taskarith_tied` is a JSON object: name -> the name that is in the checkpoint. Beside it stands an
+entry for each name, as safetensors' own `save_model` writes and leaves it at: the name -> the one in the file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from taskarith_fast.errors import CheckpointError
 
 TIED = "taskarith_tied"
+_OWN_KEYS = ("format", "taskarith")  # never a tensor's name, whatever they say
 
 
 def find_tied(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -26,32 +28,50 @@ def find_tied(state: Mapping[str, Tensor]) -> dict[str, str]:
         Name -> the first name of the same tensor; empty if nothing is tied. Views that only overlap are not
         tied.
     """
-    first: dict[tuple[Any, ...], str] = {}
+    first: dict[tuple[Any, ...], tuple[str, Tensor]] = {}  # the tensor too, lest its memory be given to the next one
     tied = {}
     for name, tensor in state.items():
         if tensor.device.type == "meta" or not tensor.numel():
             continue
         view = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
-        if first.setdefault(view, name) != name:
-            tied[name] = first[view]
+        own, _ = first.setdefault(view, (name, tensor))
+        if own != name:
+            tied[name] = own
     return tied
 
 
-def write_tied(tied: Mapping[str, str]) -> dict[str, str]:
-    """The metadata entry for the names that `find_tied` found; empty if there are none."""
-    return {TIED: json.dumps(dict(tied), sort_keys=True)} if tied else {}
+def write_tied(tied: Mapping[str, str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """`metadata` and the record of the names that `find_tied` found."""
+    return {**tied, **metadata, TIED: json.dumps(dict(tied), sort_keys=True)} if tied else dict(metadata)
 
 
-def read_tied(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The tied names that a file's metadata records.
+def read_tied(metadata: Iterable[Mapping[str, str]], names: Container[str]) -> dict[str, str]:
+    """The tied names that the metadata of a checkpoint's files record.
+
+    Args:
+        metadata: Of each file.
+        names: The tensors in all of them.
+
+    Returns:
+        Other name -> the one of `names` that it stands for. Of a file without `taskarith_tied`, the entries that call
+        one of `names` by a new name.
 
     Raises:
-        CheckpointError: If the entry is damaged.
+        CheckpointError: If a record is damaged, two differ, or one gives a tensor's name to another.
     """
-    if TIED not in metadata:
-        return {}
+    tied: dict[str, str] = {}
+    for one in metadata:
+        for name, first in (_record(one[TIED]) if TIED in one else _bare_entries(one, names)).items():
+            if name in names or first not in names:
+                raise CheckpointError(f"{name} is recorded as tied to {first}, which is not in the file")
+            if tied.setdefault(name, first) != first:
+                raise CheckpointError(f"{name} is recorded as tied to {tied[name]} and to {first}")
+    return tied
+
+
+def _record(text: str) -> dict[str, str]:
     try:
-        tied = json.loads(metadata[TIED])
+        tied = json.loads(text)
     except (ValueError, RecursionError):
         tied = None
     if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
@@ -59,16 +79,8 @@ def read_tied(metadata: Mapping[str, str]) -> dict[str, str]:
     return tied
 
 
-def check_tied(tied: Mapping[str, str], names: Container[str]) -> Mapping[str, str]:
-    """The tied names, each checked to be new and to stand for one of `names`.
-
-    Raises:
-        CheckpointError: If one is not.
-    """
-    for name, first in tied.items():
-        if name in names or first not in names:
-            raise CheckpointError(f"{name} is recorded as tied to {first}, which is not in the file")
-    return tied
+def _bare_entries(metadata: Mapping[str, str], names: Container[str]) -> dict[str, str]:
+    return {k: v for k, v in metadata.items() if v in names and k not in names and k not in _OWN_KEYS}
 
 
 def untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

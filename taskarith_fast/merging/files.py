@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch
 
 from taskarith_fast import __version__
 from taskarith_fast.checkpoint.commit import remove_debris, staged
+from taskarith_fast.checkpoint.header import Entry
 from taskarith_fast.checkpoint.shards import ShardWriter
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.formats.tied import write_tied
 from taskarith_fast.merging.card import model_card
 from taskarith_fast.merging.hashing import Hashes
 from taskarith_fast.merging.plan import Plan, plan_merge
@@ -65,7 +67,7 @@ def merge_files(
 
     Returns:
         The manifest, which is also stored in the output's metadata: method, parameters, dtype, inputs (name and
-        sha256), number of tensors, names of those copied from the base, tool version.
+        sha256), number of tensors, names of those copied from the base, tied names, tool version.
 
     Raises:
         ArgumentError: If the method or a parameter is not known, or no checkpoint is given.
@@ -80,7 +82,7 @@ def merge_files(
     plan.raise_first()
     remove_debris(plan.output)
     with Hashes(plan.inputs, hash_inputs) as hashes, staged(plan.output, directory=plan.directory) as target:
-        with ShardWriter(target, plan.shards, lambda: _metadata(plan, hashes.found)) as files:
+        with ShardWriter(target, plan.shards, lambda shard: _metadata(plan, hashes.found, shard)) as files:
             run_plan(plan, files, device=place, progress=progress)
             hashes.wait()
             files.finish()
@@ -115,12 +117,14 @@ def _manifest(plan: Plan, hashes: Sequence[str | None]) -> dict[str, Any]:
         **({plan.statistics_name: inputs[models:]} if plan.statistics else {}),
         "tensors": len(plan.entries),
         "copied": list(plan.copied),
+        "tied": plan.tied,
         "dtypes": sorted({plan.entries[name].dtype for name in plan.merged}),
     }
 
 
-def _metadata(plan: Plan, hashes: Sequence[str | None]) -> dict[str, str]:
-    return {"format": "pt", "taskarith": json.dumps(_manifest(plan, hashes), sort_keys=True)}
+def _metadata(plan: Plan, hashes: Sequence[str | None], shard: Mapping[str, Entry]) -> dict[str, str]:
+    tied = {name: own for name, own in plan.tied.items() if own in shard}
+    return write_tied(tied, {"format": "pt", "taskarith": json.dumps(_manifest(plan, hashes), sort_keys=True)})
 
 
 def _complete_directory(plan: Plan, target: Path, manifest: dict[str, Any], card: bool) -> None:

@@ -22,6 +22,7 @@ from taskarith_fast.merging.learned import AdaMerging, AdaMergingPlusPlus, CartP
 from taskarith_fast.merging.regmean import REGMEAN_STREAMING, regmean
 from taskarith_fast.merging.streaming import BY_TENSOR, ELEMENTWISE, WHOLE_MODEL, Streaming
 from taskarith_fast.merging.tall_mask import consensus, tall_mask
+from taskarith_fast.merging.tied_names import under_one_name
 from taskarith_fast.merging.ties import ties
 from taskarith_fast.merging.ties_stream import TIES_STREAMING
 
@@ -154,13 +155,22 @@ def merge(
         **parameters: The method's own parameters; those left out take the defaults of ``merge_methods()``.
 
     Returns:
-        A new state in the key order of `base`; tensors that are not floating point are copied from it.
+        A new state in the key order of `base`; tensors that are not floating point are copied from it. Names of one
+        tensor in a model, tied names, are merged once and are one tensor again.
 
     Raises:
         ArgumentError: If the method, a parameter, or its value is not known or out of its domain.
         CheckpointError: If the models do not fit together, or hold NaN or Inf.
     """
-    return find_method(method, parameters).function(base, list(finetuned), **parameters)
+    row = find_method(method, parameters)
+    kind = row.streaming.statistics
+    statistics = list(parameters.get(kind.parameter, ())) if kind else []
+    states, tied = under_one_name([base, *finetuned], statistics)
+    if not tied:
+        return row.function(base, list(finetuned), **parameters)
+    models, rest = states[: 1 + len(finetuned)], states[1 + len(finetuned) :]
+    merged = row.function(models[0], models[1:], **(parameters | ({kind.parameter: rest} if kind else {})))
+    return {name: merged[tied.get(name, name)] for name in dict.fromkeys((*base, *tied))}
 
 
 def _refuse_learned(name: str) -> None:

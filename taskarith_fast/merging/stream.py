@@ -15,8 +15,11 @@ from taskarith_fast.merging.common import num_threads
 from taskarith_fast.merging.methods import METHODS
 from taskarith_fast.merging.pieces import Piece, cut_tensor
 from taskarith_fast.merging.pipeline import Buffers, WriteBehind, byte_view, loaded_bytes, read_ahead, read_piece
-from taskarith_fast.merging.plan import Plan, work_dtype
+from taskarith_fast.merging.plan import Plan
+from taskarith_fast.merging.plan_inputs import Copy
+from taskarith_fast.merging.plan_memory import work_dtype
 from taskarith_fast.merging.streaming import FunctionPasses, Passes
+from taskarith_fast.merging.tied_names import contradiction
 from taskarith_fast.progress import Progress
 
 _COPY_BYTES = 1 << 22
@@ -35,6 +38,8 @@ def run_plan(plan: Plan, files: ShardWriter, *, device: torch.device, progress: 
         CheckpointError: If a value is not finite, or tensors that are to be copied differ.
     """
     method = METHODS[plan.method]
+    for copy in plan.copies:
+        _check_copy(copy)
     for name in plan.copied:
         _copy(plan, name, files)
     if method.streaming.cut == "model":
@@ -117,6 +122,16 @@ def _out(plan: Plan, name: str, merged: Tensor, base: Tensor) -> Tensor:
     dtype = TORCH_DTYPES[plan.entries[name].dtype]
     out = merged.to(device="cpu", dtype=dtype).contiguous()
     return out.clone() if out.data_ptr() == base.data_ptr() and out.numel() else out
+
+
+def _check_copy(copy: Copy) -> None:
+    size = copy.source.entries[copy.name].nbytes
+    for begin in range(0, size, _COPY_BYTES):
+        one, other = (bytearray(min(_COPY_BYTES, size - begin)) for _ in range(2))
+        copy.source.read(copy.name, begin, memoryview(one))
+        copy.source.read(copy.own, begin, memoryview(other))
+        if one != other:
+            raise contradiction(copy.name, copy.own, copy.label)
 
 
 def _copy(plan: Plan, name: str, files: ShardWriter) -> None:

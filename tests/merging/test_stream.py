@@ -178,9 +178,12 @@ def test_a_torch_file_is_merged_like_any_other(tmp_path):
     torch.save({"state_dict": states[0]}, tmp_path / "base.pt")
     paths = write_models([{k: v.clone() for k, v in s.items()} for s in states[1:]], tmp_path)
     plan = plan_merge(tmp_path / "base.pt", paths, tmp_path / "o.safetensors")
-    assert any("a0, tied share memory" in note for note in plan.notes)
+    assert any("tied is a0" in note for note in plan.notes)
+    assert any("finetuned[1] holds tied apart from a0: they must be equal" in note for note in plan.notes)
     ta.merge_files(tmp_path / "base.pt", paths, tmp_path / "o.safetensors", method="ties")
-    assert_same_bytes(read_output(tmp_path / "o.safetensors"), in_memory(states, "ties"))
+    expected = in_memory(states, "ties")
+    assert expected.pop("tied") is expected["a0"]
+    assert_same_bytes(read_output(tmp_path / "o.safetensors"), expected)
 
 
 def test_a_directory_has_index_manifest_card_and_configuration(models, tmp_path):
