@@ -46,6 +46,7 @@ CASES = [
     Case("breadcrumbs/vit_b32x8", "breadcrumbs", op_cases.breadcrumbs, bars={"published recipe (torch)": 8}),
     Case("tall_mask/vit_b32x8", "tall_mask", op_cases.tall_mask, bars={"published recipe (torch)": 4}),
     Case("consensus/vit_b32x8", "consensus", op_cases.consensus, bars={"published recipe (torch)": 4}),
+    Case("fisher_merge/vit_b32x8", "fisher_merge", op_cases.fisher_merge),
     Case(
         "weighted_sum_backward/vit_b32x8",
         "weighted_sum_backward",

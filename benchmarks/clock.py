@@ -19,11 +19,11 @@ class CpuClock:
     """Wall time, and the high-water mark of resident memory (0 where the system hides it)."""
 
     def run(self, contender: Callable[[], Any]) -> tuple[float, int]:
-        before = _reset_peak()
+        before = _reset()
         start = time.perf_counter()
         result = contender()
         elapsed = time.perf_counter() - start
-        extra = _peak() - before
+        extra = peak_resident() - before
         del result
         return elapsed, extra
 
@@ -67,7 +67,7 @@ def _status(field: str) -> int:
     return 0
 
 
-def _reset_peak() -> int:
+def _reset() -> int:
     """Start a new high-water mark of resident memory; returns the bytes resident now."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -76,7 +76,8 @@ def _reset_peak() -> int:
         return 0
 
 
-def _peak() -> int:
+def peak_resident() -> int:
+    """This program's high-water mark in bytes; getrusage's would be inherited from the process that started it."""
     try:
         return _status("VmHWM")
     except OSError:

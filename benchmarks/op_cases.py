@@ -143,6 +143,19 @@ def consensus(layers: Layers | None = None) -> Contest:
     )
 
 
+def fisher_merge(layers: Layers | None = None) -> Contest:
+    """Eight models by eight Fishers, MergeLM's floor rule."""
+    _, finetuned, numel = _vit(layers)
+    random = shapes.generator(1)
+    fishers = [[torch.randn(x.shape, generator=random).square_().mul_(1e-5) for x in task] for task in finetuned]
+    shares = [1 / _TASKS] * _TASKS
+    return Contest(
+        ours={"taskarith_fast": lambda: ops.fisher_merge(finetuned, fishers, shares, floor_rule="add")},
+        baselines={"published recipe (torch)": lambda: recipes_sparsify.fisher(finetuned, fishers, shares, 1e-6)},
+        bytes_moved=4 * numel * (2 * _TASKS + 1),
+    )
+
+
 def weighted_sum_backward(layers: Layers | None = None) -> Contest:
     """AdaMerging's gradient by one coefficient a task and tensor."""
     base, finetuned, numel = _vit(layers)

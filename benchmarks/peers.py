@@ -2,7 +2,8 @@
 
     python -m benchmarks.peers --install              # once: mergekit, fusion-bench, sd-mecha from PyPI (about 20 GB)
     python -m benchmarks.peers                        # eight ViT-B/32 image towers, 87.8 M float32 weights each
-    python -m benchmarks.peers --model vit_l14 --only taskarith_fast
+    python -m benchmarks.peers --model vit_l14 --tasks 8 --only taskarith_fast mergekit sd_mecha
+    python -m benchmarks.peers --model vit_l14 --tasks 2 --only taskarith_fast fusion_bench   # 8 tasks need over 60 GB
 
 Every run is a process of its own, from its start to its end; printed are seconds, the peak resident memory, and the
 share of weights that come out different from ours under the same rules. This driver imports nothing heavy, because a
@@ -56,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="make the peers' environments and stop")
     parser.add_argument("--environments", type=Path, default=Path("build/peers"), help="where they are")
-    parser.add_argument("--model", choices=("vit_b32", "vit_l14"), default="vit_b32")
+    parser.add_argument("--model", choices=("vit_ti32", "vit_s32", "vit_b32", "vit_l14"), default="vit_b32")
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--runs", type=int, default=1, help="rounds, interleaved; medians are printed")
     parser.add_argument("--only", nargs="+", choices=tuple(PEERS), default=list(PEERS))

@@ -1,4 +1,4 @@
-"""The published recipes of the sparsifiers in plain torch: the baselines.
+"""The published recipes of the sparsifiers and of Fisher merging in plain torch: the baselines.
 
 Each takes flat lists (base, [T][L] fine-tuned) and returns the merged tensors, or masks. They keep the
 algorithm and the data flow of the papers' code (task vectors first, then masks, then the sum), without its
@@ -69,6 +69,17 @@ def consensus(base: Tensors, finetuned: list[Tensors], tall_lambda: float, thres
         votes = torch.stack([task[i] for task in masks]).sum(0)
         out.append(b + totals[i] * (votes >= threshold))
     return out
+
+
+def fisher(finetuned: list[Tensors], fishers: list[Tensors], shares: list[float], floor: float) -> Tensors:
+    """MergeLM: stack models and Fishers of a tensor, add the floor, divide the weighted sums."""
+    merged = []
+    for i in range(len(finetuned[0])):
+        models = torch.stack([task[i] for task in finetuned])
+        weights = torch.stack([task[i] for task in fishers]) + floor
+        c = torch.tensor(shares).reshape(-1, *[1] * finetuned[0][i].dim())
+        merged.append((c * weights * models).sum(0) / (c * weights).sum(0))
+    return merged
 
 
 def coefficient_gradient(grads: Tensors, base: Tensors, finetuned: list[Tensors]) -> Tensor:

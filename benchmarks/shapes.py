@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import torch
@@ -22,6 +23,30 @@ def vit_b32_shapes() -> list[tuple[int, ...]]:
 def vit_l14_shapes() -> list[tuple[int, ...]]:
     """The 296 tensors of open_clip's ViT-L/14 image tower: 303,966,208 weights."""
     return _tower(width=1024, layers=24, patch=14, tokens=257, features=768)
+
+
+def vit_s32_shapes() -> list[tuple[int, ...]]:
+    """A tower of half ViT-B/32's width: 22,592,640 weights."""
+    return _tower(width=384, layers=12, patch=32, tokens=50, features=256)
+
+
+def vit_ti32_shapes() -> list[tuple[int, ...]]:
+    """A quarter of its width, four blocks: 2,404,416 weights."""
+    return _tower(width=192, layers=4, patch=32, tokens=50, features=128)
+
+
+TOWERS = {"vit_ti32": vit_ti32_shapes, "vit_s32": vit_s32_shapes, "vit_b32": vit_b32_shapes, "vit_l14": vit_l14_shapes}
+
+
+def tower_names(count: int) -> list[str]:
+    """open_clip's names of the `count` tensors of a tower, in the order of its shapes."""
+    layer = ("ln_1.weight", "ln_1.bias", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight",
+             "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
+             "mlp.c_proj.weight", "mlp.c_proj.bias")  # fmt: skip
+    ends = ["class_embedding", "positional_embedding", "proj", "conv1.weight", "ln_pre.weight", "ln_pre.bias",
+            "ln_post.weight", "ln_post.bias"]  # fmt: skip
+    blocks = (count - len(ends)) // len(layer)
+    return ends + [f"transformer.resblocks.{i}.{name}" for i in range(blocks) for name in layer]
 
 
 def _tower(*, width: int, layers: int, patch: int, tokens: int, features: int) -> list[tuple[int, ...]]:
@@ -65,8 +90,11 @@ def write_models(folder: str, model: str, tasks: str) -> None:
     """Write a base, m0.safetensors, and `tasks` fine-tuned models, m1 ..., one at a time, for jobs from files."""
     from safetensors.torch import save_file
 
-    layers = {"vit_b32": vit_b32_shapes, "vit_l14": vit_l14_shapes}[model]()
+    layers = TOWERS[model]()
     size = sum(math.prod(s) for s in layers)
+    needed, free = 4 * size * (int(tasks) + 3), shutil.disk_usage(folder).free  # two outputs besides the models
+    if free < needed:
+        raise SystemExit(f"{folder} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free; set TMPDIR to another disk")
     random = generator(0)
     base = torch.randn(size, generator=random).mul_(0.02)
     for t in range(int(tasks) + 1):

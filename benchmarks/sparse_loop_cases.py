@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.clock import peak_resident
 from benchmarks.contest import Contest
-from benchmarks.stream_cases import peak_resident
 
 DENSITY = 0.1
 CONTENDERS = ("full", "query_key", "random", "query_key_in_backward")

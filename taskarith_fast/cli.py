@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,13 +75,15 @@ def merge(
 ) -> None:  # fmt: skip
     """Merge checkpoint files: taskarith merge base.safetensors a.safetensors b.safetensors -o out.safetensors -m ties."""
     from taskarith_fast.errors import ArgumentError
-    from taskarith_fast.merging import merge_files, read_recipe
+    from taskarith_fast.hashing import BegunHashes
     from taskarith_fast.progress import Progress
 
     if show:
         _print_methods()
         return
     if recipe is not None:
+        from taskarith_fast.merging import merge_files, read_recipe
+
         manifest = merge_files(**read_recipe(recipe), progress=Progress())
         print(f"{manifest['tensors']} tensors, {manifest['method']} {_settings(manifest['parameters'])}")
         return
@@ -86,10 +91,14 @@ def merge(
         raise ArgumentError("expected a base and at least one fine-tuned checkpoint; see taskarith merge --help")
     if output is None:
         raise ArgumentError("--output is missing: name the .safetensors file to write")
-    manifest = merge_files(
-        base, finetuned, output, method=method, overwrite=overwrite, dtype=dtype, shard_size=shard_size, memory=memory,
-        device=device, hash_inputs=hash_inputs, progress=Progress(), **_parameters(parameter or []),
-    )  # fmt: skip
+    parameters = _parameters(parameter or [])
+    with BegunHashes([base, *finetuned] if hash_inputs else []) as begun:
+        with _importing():
+            from taskarith_fast.merging import merge_files
+        manifest = merge_files(
+            base, finetuned, output, method=method, overwrite=overwrite, dtype=dtype, shard_size=shard_size,
+            memory=memory, device=device, hash_inputs=hash_inputs and begun, progress=Progress(), **parameters,
+        )  # fmt: skip
     print(f"{output}: {manifest['tensors']} tensors, {method} {_settings(manifest['parameters'])}")
 
 
@@ -379,6 +388,17 @@ def doctor() -> None:
         print(f"\n{op.name}: CPU tensors run {here}")
         for backend, reason in states.items():
             print(f"  {backend:14s} {reason or 'ready'}")
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Import without looking for garbage in between, nor once more at the end of the process: modules are none."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def _print_methods() -> None:

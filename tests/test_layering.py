@@ -18,7 +18,7 @@ LAYERS = {
     "task_vector": 3, "sparse_task_vector": 3, "masks": 3,
     "checkpoint": 2, "formats": 2,
     "ops": 1, "kernels": 1,
-    "native": 0, "errors": 0, "progress": 0,
+    "native": 0, "errors": 0, "progress": 0, "hashing": 0,
 }  # fmt: skip
 
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
@@ -73,6 +73,16 @@ def test_importing_the_package_imports_nothing_heavy():
     code = (
         "import sys, taskarith_fast; print([m for m in ('torch', 'numpy', 'triton', 'open_clip') if m in sys.modules])"
     )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_hashing_begins_before_anything_heavy_is_imported():
+    code = "import sys, taskarith_fast.hashing; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_a_merge_without_a_recipe_does_not_import_what_recipes_need():
+    code = "import sys, taskarith_fast.merging; print([m for m in ('pydantic', 'torchvision') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

@@ -5,9 +5,10 @@
 
 namespace taskarith {
 
-// Returns the number of tasks T. streams [T, L] int64: the generator's keys.
+// Returns the number of tasks T. streams [T, L] int64: the generator's keys. begins [L] int64: where the tensors, if
+// they are pieces, begin; multiples of 64.
 inline int64_t check_dare(const TensorList& base, const TensorList& finetuned, const Tensor& weights,
-                          const Tensor& streams, int64_t threshold) {
+                          const Tensor& streams, int64_t threshold, const Tensor& begins) {
   const int64_t tasks = check_task_lists("dare", base, finetuned);
   for (const Tensor* table : {&weights, &streams})
     STD_TORCH_CHECK(table->dim() == 2 && table->size(1) == static_cast<int64_t>(base.size()) &&
@@ -15,10 +16,14 @@ inline int64_t check_dare(const TensorList& base, const TensorList& finetuned, c
                     "dare: weights and streams must have shape [T, len(base)]");
   STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Double, "dare: weights must be float64");
   STD_TORCH_CHECK(streams.scalar_type() == ScalarType::Long, "dare: streams must be int64");
+  STD_TORCH_CHECK(begins.scalar_type() == ScalarType::Long && begins.dim() == 1 &&
+                      begins.size(0) == static_cast<int64_t>(base.size()),
+                  "dare: begins must be int64 of shape [len(base)]");
   STD_TORCH_CHECK(threshold >= 1 && threshold <= (int64_t{1} << 32), "dare: threshold must be in [1, 2^32]");
   for (const Tensor& b : base)
-    STD_TORCH_CHECK(b.is_cpu() == weights.is_cpu() && b.is_cpu() == streams.is_cpu(),
-                    "dare: weights, streams and base are on different devices");
+    for (const Tensor* table : {&weights, &streams, &begins})
+      STD_TORCH_CHECK(b.is_cpu() == table->is_cpu(),
+                      "dare: weights, streams, begins and base are on different devices");
   return tasks;
 }
 

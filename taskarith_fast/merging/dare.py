@@ -53,7 +53,7 @@ def dare(
         CheckpointError: If the models do not fit together.
     """
     scales = per_task("scale", scale, len(finetuned))
-    factor = _check(density, rescale, seed)
+    factor = drop_factor(density, rescale, seed)
     return _drop(base, finetuned, [s * factor for s in scales], range(len(finetuned)), density, seed)
 
 
@@ -131,13 +131,13 @@ def dare_models(
         ArgumentError: If a parameter is out of its domain.
         CheckpointError: If the models do not fit together.
     """
-    factor = _check(density, rescale, seed)
+    factor = drop_factor(density, rescale, seed)
     check_compatible(base, finetuned)
     return [_drop(base, [model], [factor], [t], density, seed) for t, model in enumerate(finetuned)]
 
 
-def _check(density: float, rescale: bool, seed: int) -> float:
-    """The factor of what is kept."""
+def drop_factor(density: float, rescale: bool, seed: int) -> float:
+    """The factor of what is kept; ArgumentError if an argument is out of its domain."""
     check_fraction("density", density)
     if not isinstance(seed, int):
         raise ArgumentError(f"seed must be an integer, got {seed!r}")

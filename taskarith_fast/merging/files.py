@@ -17,6 +17,7 @@ from taskarith_fast.checkpoint.header import Entry
 from taskarith_fast.checkpoint.shards import ShardWriter
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.formats.tied import write_tied
+from taskarith_fast.hashing import BegunHashes
 from taskarith_fast.merging.card import model_card
 from taskarith_fast.merging.hashing import Hashes
 from taskarith_fast.merging.plan import Plan, plan_merge
@@ -37,7 +38,7 @@ def merge_files(
     memory: int | str | None = None,
     device: str | torch.device = "cpu",
     overwrite: bool = False,
-    hash_inputs: bool = True,
+    hash_inputs: bool | BegunHashes = True,
     card: bool = True,
     progress: Progress = SILENT,
     **parameters: Any,
@@ -59,7 +60,7 @@ def merge_files(
             tensors take T of the largest besides.
         device: Where the arithmetic runs, "cpu", "cuda", "cuda:1" ...
         overwrite: Replace an existing output.
-        hash_inputs: Record the inputs' sha256; they are hashed beside the merge.
+        hash_inputs: Record the inputs' sha256; they are hashed beside the merge, if that has not begun already.
         card: Write a README.md into an output directory.
         progress: Where to show how far it is.
         **parameters: The method's own parameters; those that bring statistics, fishers and grams, are lists of paths,
@@ -77,7 +78,7 @@ def merge_files(
     place = _device(device)
     plan = plan_merge(
         base, finetuned, output, method=method, dtype=dtype, shard_size=shard_size, memory=memory,
-        overwrite=overwrite, hash_inputs=hash_inputs, **parameters,
+        overwrite=overwrite, hash_inputs=bool(hash_inputs), **parameters,
     )  # fmt: skip
     plan.raise_first()
     remove_debris(plan.output)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from taskarith_fast.checkpoint.sources import Source, fill, open_input
+from taskarith_fast.hashing import BegunHashes
 
 UNKNOWN = "0" * 64
 _CHUNK = 1 << 20  # bytes: stays in the second-level cache between reading and hashing
@@ -19,13 +20,14 @@ class Hashes:
 
     Args:
         sources: What to hash: the bytes of their files, one after the other.
-        enabled: Switch it off, and every hash is None.
+        enabled: Switch it off, and every hash is None; or what is being hashed already.
     """
 
-    def __init__(self, sources: Sequence[Source], enabled: bool = True) -> None:
+    def __init__(self, sources: Sequence[Source], enabled: bool | BegunHashes = True) -> None:
         self._stop = threading.Event()
+        begun = enabled if isinstance(enabled, BegunHashes) else None
         self._pool = ThreadPoolExecutor(max(1, min(len(sources), (os.cpu_count() or 1) // 2))) if enabled else None
-        self._jobs = [self._pool.submit(self._hash, source) for source in sources] if self._pool else []
+        self._jobs: list[Callable[[], str]] = [self._start(source, begun) for source in sources] if enabled else []
         self.found: list[str | None] = [UNKNOWN if enabled else None] * len(sources)
 
     def __enter__(self) -> Hashes:
@@ -39,7 +41,13 @@ class Hashes:
     def wait(self) -> None:
         """Put the hashes into `found`."""
         if self._jobs:
-            self.found = [job.result() for job in self._jobs]
+            self.found = [job() for job in self._jobs]
+
+    def _start(self, source: Source, begun: BegunHashes | None) -> Callable[[], str]:
+        if begun and begun.has(source.files):
+            return lambda: begun.result(source.files) or self._hash(source)
+        assert self._pool
+        return self._pool.submit(self._hash, source).result
 
     def _hash(self, source: Source) -> str:
         digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))

@@ -17,10 +17,11 @@ from taskarith_fast.merging.cart import cart
 from taskarith_fast.merging.cart_blocks import cart_cut
 from taskarith_fast.merging.cart_routing import cart_routing
 from taskarith_fast.merging.dare import dare, dare_ties
+from taskarith_fast.merging.dare_stream import DARE_STREAMING, DARE_TIES_STREAMING
 from taskarith_fast.merging.fisher import FISHER_STREAMING, fisher
 from taskarith_fast.merging.learned import AdaMerging, AdaMergingPlusPlus, CartPlusPlus
 from taskarith_fast.merging.regmean import REGMEAN_STREAMING, regmean
-from taskarith_fast.merging.streaming import BY_TENSOR, ELEMENTWISE, WHOLE_MODEL, Streaming
+from taskarith_fast.merging.streaming import ELEMENTWISE, Streaming
 from taskarith_fast.merging.tall_mask import consensus, tall_mask
 from taskarith_fast.merging.tied_names import under_one_name
 from taskarith_fast.merging.ties import ties
@@ -34,7 +35,7 @@ class Method:
     function: Callable[..., Any]
     paper: str
     needs: str = "weights only"
-    streaming: Streaming = WHOLE_MODEL
+    streaming: Streaming = ELEMENTWISE
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -49,9 +50,9 @@ METHODS = {
         task_arithmetic, "Ilharco et al. 2023, Editing models with task arithmetic", streaming=ELEMENTWISE
     ),
     "ties": Method(ties, "Yadav et al. 2023, TIES-Merging", streaming=TIES_STREAMING),
-    "dare": Method(dare, "Yu et al. 2024, Language models are super Mario", streaming=BY_TENSOR),
-    "dare+task_arithmetic": Method(dare, "Yu et al. 2024, Language models are super Mario", streaming=BY_TENSOR),
-    "dare+ties": Method(dare_ties, "Yu et al. 2024; Yadav et al. 2023"),
+    "dare": Method(dare, "Yu et al. 2024, Language models are super Mario", streaming=DARE_STREAMING),
+    "dare+task_arithmetic": Method(dare, "Yu et al. 2024, Language models are super Mario", streaming=DARE_STREAMING),
+    "dare+ties": Method(dare_ties, "Yu et al. 2024; Yadav et al. 2023", streaming=DARE_TIES_STREAMING),
     "breadcrumbs": Method(
         breadcrumbs,
         "Davari & Belilovsky 2024, Model breadcrumbs",

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 ALIGN = 16384  # elements: the blocks in which the operators add up float64 sums
+WORD = 64  # elements: what any piece begins at a multiple of; the masks of `ops.dare` come in such words
 
-# What a method must see at once of a tensor: any run of its entries, whole rows (last dimension), or all of it; or
-# all tensors together, which cannot be streamed.
-CUTS = ("element", "row", "tensor", "model")
+# What a method must see at once of a tensor: any run of its entries, whole rows (last dimension), or all of it.
+CUTS = ("element", "row", "tensor")
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,15 @@ def cut_tensor(name: str, shape: tuple[int, ...], cut: str, limit: int) -> list[
         name: Its key.
         shape: Its shape.
         cut: "element", "row" or "tensor".
-        limit: Entries wanted in a piece; runs are whole multiples of ALIGN, and at least one.
+        limit: Entries wanted in a piece; runs are whole multiples of ALIGN, or of WORD by rows, and at least one.
     """
     numel = math.prod(shape)
-    if numel <= limit or cut in ("tensor", "model") or len(shape) == 0:
+    if numel <= limit or cut == "tensor" or len(shape) == 0:
         return [Piece(name, 0, shape)]
     if cut == "row":
         row = shape[-1]
-        rows, step = numel // row, max(1, limit // row)
+        rows, unit = numel // row, WORD // math.gcd(row, WORD)
+        step = max(unit, limit // row // unit * unit)
         return [Piece(name, r * row, (min(step, rows - r), row)) for r in range(0, rows, step)]
     step = max(ALIGN, limit // ALIGN * ALIGN)
     return [Piece(name, begin, (min(step, numel - begin),)) for begin in range(0, numel, step)]

@@ -199,7 +199,7 @@ def _lay_out(plan: Plan, row: Method, out: str | None, shard_size: int | None, b
     plan.peak_bytes = resident_memory() + plan.buffer_bytes
     plan.seconds = estimate_seconds(plan)
     _check_space(plan)
-    describe(plan, row)
+    describe(plan)
 
 
 def _check_space(plan: Plan) -> None:

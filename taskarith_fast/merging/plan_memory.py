@@ -48,7 +48,7 @@ def cut_plan(plan: Plan, row: Method, budget: int) -> None:
             or len({s.entries[name].dtype for s in plan.sources}) > 1
         )
         outputs = 3 * work.itemsize + (2 * TORCH_DTYPES[plan.entries[name].dtype].itemsize if mixed else 0)
-        copies = 4 * models if mixed else 0
+        copies = (4 * models if mixed else 0) + (work.itemsize * plan.tasks if row.streaming.copies else 0)
         cut = "tensor" if whole else row.streaming.cut_of(name, shape, plan.parameters)
         pieces = cut_tensor(name, shape, cut, max(1, room // (2 * inputs + copies + outputs)))
         plan.pieces += pieces
@@ -61,8 +61,6 @@ def cut_plan(plan: Plan, row: Method, budget: int) -> None:
     plan.slot_bytes = max([1, *(size for size in sizes if size <= fitting)])
     plan.large_bytes = max([0, *(size for size in sizes if size > fitting)])
     held = sum(source.resident for source in plan.inputs)
-    if row.streaming.cut == "model":
-        held += 2 * sum(s.entries[n].nbytes for s in plan.sources for n in plan.merged)
     plan.buffer_bytes = 2 * plan.slot_bytes + plan.large_bytes + extra + counter * (plan.bins + 1) * plan.tasks + held
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from taskarith_fast.checkpoint.sources import TORCH_DTYPES
 from taskarith_fast.merging.checks import format_size
-from taskarith_fast.merging.methods import Method
 from taskarith_fast.merging.plan_memory import work_dtype
 
 if TYPE_CHECKING:
@@ -29,15 +28,13 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
 
 
-def describe(plan: Plan, row: Method) -> None:
+def describe(plan: Plan) -> None:
     """Note what a reader of the plan should know."""
     for source in plan.inputs:
         if source.resident:
             plan.notes.append(f"{source.path.name} is no safetensors file: its tensors are held in memory")
     plan.notes += [f"tied, written once: {name} is {own}" for name, own in plan.tied.items()]
     plan.notes += [f"{c.label} holds {c.name} apart from {c.own}: they must be equal" for c in plan.copies]
-    if row.streaming.cut == "model":
-        plan.notes.append(f"{plan.method} looks at all tensors at once: the models are held in memory")
     if any(work_dtype(plan, n) != TORCH_DTYPES[plan.entries[n].dtype] for n in plan.merged) or any(
         len({s.entries[n].dtype for s in plan.sources}) > 1 for n in plan.merged
     ):

@@ -3,9 +3,10 @@
     W = (sum_t W_t G_t) (sum_t G_t)^-1      for weights [o, k], with G_t = X_t^T X_t / n the Gram matrix of the inputs
     G_t <- a G_t + (1 - a) diag(G_t)        the off-diagonal entries shrunk, a = `off_diagonal`
 
-It is computed as the average plus what a linear system adds to it, scaled to a unit diagonal: S = a C + (1 - a) I, C a
-correlation matrix. So S is positive definite for a < 1, whatever the Grams; an input that is always zero adds nothing,
-its column is the average. Only a near 1 can leave S singular (fewer inputs than k, or dependent ones).
+It is computed as the first task's weights plus what a linear system adds to them, which saves one product of T, scaled
+to a unit diagonal: S = a C + (1 - a) I, C a correlation matrix. So S is positive definite for a < 1 whatever the Grams;
+the column of an input that is always zero is the average. Only a near 1 can leave S singular (fewer inputs than k, or
+dependent ones).
 """
 
 from __future__ import annotations
@@ -81,23 +82,19 @@ REGMEAN_STREAMING = Streaming("element", statistics=GRAMS, heavy=True)
 
 
 class _System:
-    """sum_t (W_t - mean) G_t and sum_t G_t of one weight, off-diagonal and diagonal entries apart, scaled.
+    """sum_t (W_t - W_0) G_t and sum_t G_t of one weight, off-diagonal and diagonal entries apart, scaled.
 
     Every row of the weight is one right-hand side. Blocks of rows are spread over the threads, and each is computed by
     one, so that results do not depend on their number.
     """
 
-    def __init__(self, like: Tensor, models: Sequence[Tensor], grams: Sequence[Tensor]) -> None:
-        self._like = like
-        matrices = [model.detach().flatten(1) for model in models]
-        self._mean = torch.zeros_like(matrices[0], dtype=torch.float64)  # [o, k]
-        for matrix in matrices:
-            self._mean += matrix
-        self._mean /= len(matrices)
-        self._full, self._own = torch.zeros_like(self._mean), torch.zeros_like(self._mean)
-        total = torch.zeros(2 * [matrices[0].shape[1]], dtype=torch.float64, device=like.device)
-        for matrix, gram in zip(matrices, grams, strict=True):
-            delta, g = matrix.double() - self._mean, gram.detach().to(like.device).double()
+    def __init__(self, mean: Tensor, models: Sequence[Tensor], grams: Sequence[Tensor]) -> None:
+        self._mean = mean
+        self._first, *others = (model.detach().flatten(1) for model in models)  # [o, k]
+        total = grams[0].detach().to(mean.device, torch.float64, copy=True)
+        self._full, self._own = (torch.zeros_like(self._first, dtype=torch.float64) for _ in range(2))
+        for matrix, gram in zip(others, grams[1:], strict=True):
+            delta, g = matrix.double() - self._first, gram.detach().to(mean.device, torch.float64)
             self._each_block(partial(self._add_product, delta, g))
             self._own.addcmul_(delta, g.diagonal())
             total += g
@@ -120,15 +117,16 @@ class _System:
 
     def solve(self, off_diagonal: float) -> Tensor:
         factor, _ = self._factor(off_diagonal)
-        out = torch.empty_like(self._mean)
+        out = self._mean.flatten(1).clone()
+        live = self._scale > 0
 
         def solve_rows(rows: slice) -> None:
             right = self._own[rows].lerp(self._full[rows], off_diagonal).mul_(self._scale)
-            solution = torch.cholesky_solve(right.mT, factor).mT
-            out[rows] = solution.mul(self._scale).add_(self._mean[rows])
+            solution = torch.cholesky_solve(right.mT, factor).mT.mul(self._scale).add_(self._first[rows])
+            out[rows] = torch.where(live, solution.to(out.dtype), out[rows])
 
         self._each_block(solve_rows)
-        return out.to(self._like.dtype).reshape(self._like.shape)
+        return out.reshape(self._mean.shape)
 
     def _add_product(self, delta: Tensor, gram: Tensor, rows: slice) -> None:
         self._full[rows].addmm_(delta[rows], gram)
@@ -142,7 +140,7 @@ class _System:
         return factor, bool(failed)
 
     def _each_block(self, work: Callable[[slice], object]) -> None:
-        blocks = [slice(first, first + _ROWS) for first in range(0, len(self._mean), _ROWS)]
+        blocks = [slice(first, first + _ROWS) for first in range(0, len(self._first), _ROWS)]
         workers = min(torch.get_num_threads(), len(blocks))
         with num_threads(1), ThreadPoolExecutor(workers) as pool:
             for _ in pool.map(work, blocks):
@@ -150,8 +148,10 @@ class _System:
 
 
 def _check_gram(gram: Tensor, name: str, task: int) -> None:
-    low = gram.diagonal().amin()
-    if not torch.isfinite(gram).all() or low < 0:
+    low, high = (float(x) for x in gram.detach().aminmax())  # NaN passes through both
+    if not (math.isfinite(low) and math.isfinite(high)) or gram.diagonal().amin() < 0:
         raise CheckpointError(f"{name}: grams[{task}] must be finite with a diagonal that is not negative")
-    if (gram - gram.mT).abs().amax() > _ASYMMETRY * gram.abs().amax():
-        raise CheckpointError(f"{name}: grams[{task}] must be symmetric, X^T X / n of the layer's inputs")
+    limit = _ASYMMETRY * max(-low, high)
+    for rows in (slice(first, first + _ROWS) for first in range(0, len(gram), _ROWS)):
+        if (gram[rows, rows.start :] - gram[rows.start :, rows].mT).abs().amax() > limit:
+            raise CheckpointError(f"{name}: grams[{task}] must be symmetric, X^T X / n of the layer's inputs")

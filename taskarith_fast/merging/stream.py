@@ -14,7 +14,7 @@ from taskarith_fast.errors import CheckpointError
 from taskarith_fast.merging.common import num_threads
 from taskarith_fast.merging.methods import METHODS
 from taskarith_fast.merging.pieces import Piece, cut_tensor
-from taskarith_fast.merging.pipeline import Buffers, WriteBehind, byte_view, loaded_bytes, read_ahead, read_piece
+from taskarith_fast.merging.pipeline import Buffers, WriteBehind, loaded_bytes, read_ahead, read_piece
 from taskarith_fast.merging.plan import Plan
 from taskarith_fast.merging.plan_inputs import Copy
 from taskarith_fast.merging.plan_memory import work_dtype
@@ -42,9 +42,6 @@ def run_plan(plan: Plan, files: ShardWriter, *, device: torch.device, progress: 
         _check_copy(copy)
     for name in plan.copied:
         _copy(plan, name, files)
-    if method.streaming.cut == "model":
-        _merge_in_memory(plan, files, device, progress)
-        return
     start = method.streaming.start
     threads = torch.get_num_threads() if method.streaming.heavy else share_of_threads()
     passes: Passes = start(plan) if start else FunctionPasses(method.function, plan)
@@ -150,15 +147,3 @@ def _copy(plan: Plan, name: str, files: ShardWriter) -> None:
                 text = f"{name}: {kind} tensors are copied and must equal base, finetuned[{t}] differs"
                 raise CheckpointError(text)
         files.write(name, begin, part)
-
-
-def _merge_in_memory(plan: Plan, files: ShardWriter, device: torch.device, progress: Progress) -> None:
-    """A method that looks at all tensors at once: load the models, merge, write."""
-    reader = _Reader(plan, device, progress)
-    states: list[dict[str, Tensor]] = [{} for _ in plan.sources]
-    for piece, tensors in reader.read(plan.pieces, "reading"):
-        for state, tensor in zip(states, tensors, strict=True):
-            state[piece.name] = tensor.clone()
-    merged = METHODS[plan.method].function(states[0], states[1:], **plan.parameters)
-    for piece in plan.pieces:
-        files.write(piece.name, 0, byte_view(_out(plan, piece.name, merged[piece.name], states[0][piece.name])))

@@ -38,20 +38,22 @@ class Passes(Protocol):
 class Streaming:
     """How a method streams.
 
-    cut: "element", "row", "tensor" or "model", or a function of (name, shape, parameters) that says which for a tensor.
+    cut: "element", "row" or "tensor", or a function of (name, shape, parameters) that says which for a tensor.
     passes: How often all tensors are read, from the parameters.
     histograms: Whether each task needs counters for a global threshold, from the parameters.
     start: Makes the passes; by default the method's function is called on each piece.
     statistics: What is read beside the models.
     heavy: Whether arithmetic, and not reading, takes the time: then it runs on all threads.
+    copies: Whether a piece of every model is changed before it is merged.
     """
 
-    cut: str | Callable[[str, Shape, Parameters], str] = "model"
+    cut: str | Callable[[str, Shape, Parameters], str] = "tensor"
     passes: Callable[[Parameters], int] = lambda _: 1
     histograms: Callable[[Parameters], bool] = lambda _: False
     start: Callable[[Plan], Passes] | None = None
     statistics: Statistics | None = None
     heavy: bool = False
+    copies: bool = False
 
     def cut_of(self, name: str, shape: Shape, parameters: Parameters) -> str:
         """The finest cut that the method allows for one tensor."""
@@ -59,8 +61,6 @@ class Streaming:
 
 
 ELEMENTWISE = Streaming("element")
-BY_TENSOR = Streaming("tensor")
-WHOLE_MODEL = Streaming("model")
 
 
 class FunctionPasses:

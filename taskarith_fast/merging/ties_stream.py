@@ -18,7 +18,7 @@ from taskarith_fast.merging.common import check_compatible
 from taskarith_fast.merging.pieces import Piece
 from taskarith_fast.merging.streaming import Parameters, Read, Shape, Streaming
 from taskarith_fast.merging.ties import EVERY_TIE, kept_entries, trim
-from taskarith_fast.merging.ties_threshold import Threshold, find_thresholds
+from taskarith_fast.merging.ties_threshold import Threshold, find_thresholds, read_lines
 from taskarith_fast.ops import tie_cutoffs, ties_merge_part, ties_square_sums
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ def ties_counts(parameters: Parameters) -> bool:
 
 
 class TiesPasses:
-    """TIES at work on one plan."""
+    """TIES at work on one plan, by `rules`, the plan's parameters unless others are given."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan, self._rules = plan, plan.parameters
+    def __init__(self, plan: Plan, rules: Parameters | None = None) -> None:
+        self._plan, self._rules = plan, plan.parameters if rules is None else rules
         self._numel = sum(piece.numel for piece in plan.pieces)
         self._thresholds: list[Threshold] = [Threshold(0, self._numel, None)] * plan.tasks
         self._left: list[int | None] = []
@@ -61,7 +61,9 @@ class TiesPasses:
     def survey(self, read: Read) -> None:
         if ties_counts(self._rules):
             rank, cutoff = kept_entries(self._rules["count_rule"], self._rules["density"], self._numel)
-            self._thresholds = find_thresholds(self._plan, rank, lambda label: self._read_checked(read, label))
+            self._thresholds = find_thresholds(
+                self._plan, rank, lambda label: self._read_checked(read, label), self._sample
+            )
             if self._rules["count_rule"] != "exact":
                 self._thresholds = [Threshold(x.bits, rank, cutoff) for x in self._thresholds]
             self._checked = True
@@ -91,6 +93,10 @@ class TiesPasses:
         # With no majority either, the published code takes the negative deltas, and nothing for "max".
         self._undecided = -1.0 if self._signs < 0 or self._rules["combine"] != "max" else 0.0
         return list(self._unsettled)
+
+    def _sample(self, lines: Sequence[tuple[str, int]]) -> list[Tensor]:
+        """Lines of the base and of every task's model, as float32."""
+        return [read_lines(source, lines) for source in self._plan.sources]
 
     def _read_checked(self, read: Read, label: str) -> Any:
         for piece, tensors in read(self._plan.pieces, label):

@@ -53,19 +53,23 @@ class _Search:
 
 
 def find_thresholds(
-    plan: Plan, rank: int, read: Callable[[str], Iterable[tuple[Piece, list[Tensor]]]]
+    plan: Plan,
+    rank: int,
+    read: Callable[[str], Iterable[tuple[Piece, list[Tensor]]]],
+    sample: Callable[[Sequence[tuple[str, int]]], list[Tensor]],
 ) -> list[Threshold]:
     """The `rank`-th largest magnitude of every task, and how many entries equal to it make up the rank.
 
     Args:
-        plan: Its sources are sampled; its `bins` is the number of counters a task may have.
+        plan: Its `bins` is the number of counters a task may have.
         rank: From 1, the same for all tasks; 0 where there is no entry.
         read: read(label) yields every piece with its tensors.
+        sample: sample(lines) gives runs of entries (tensor, first one) of the base and every task, as `read_lines`.
     """
     if rank == 0:
         return [Threshold(0x7F800000, 0, 0)] * plan.tasks
     numel = sum(piece.numel for piece in plan.pieces)
-    searches = [_Search.over(t, *bracket, plan.bins) for t, bracket in enumerate(_brackets(plan, rank))]
+    searches = [_Search.over(t, *bracket, plan.bins) for t, bracket in enumerate(_brackets(plan, rank, sample))]
     found: dict[int, Threshold] = {}
     while searches:
         width = max((s.high - s.low) >> s.shift for s in searches) + 1
@@ -103,13 +107,15 @@ def _narrow(search: _Search, counts: Tensor, rank: int, bins: int) -> Threshold 
     return Threshold(low, rank, None, None if kept == equal else kept)
 
 
-def _brackets(plan: Plan, rank: int) -> list[tuple[int, int]]:
+def _brackets(
+    plan: Plan, rank: int, sample: Callable[[Sequence[tuple[str, int]]], list[Tensor]]
+) -> list[tuple[int, int]]:
     """Magnitudes between which the thresholds lie, most likely; all of them where the sample is too small."""
     numel = sum(piece.numel for piece in plan.pieces)
     lines = _sample_lines(plan, numel)
     if len(lines) < _FEW:
         return [(0, NAN_MAGNITUDE)] * plan.tasks
-    base, *models = (_read_lines(source, lines) for source in plan.sources)
+    base, *models = sample(lines)
     return [_bracket((model - base).view(torch.int32) & 0x7FFFFFFF, rank / numel) for model in models]
 
 
@@ -129,7 +135,8 @@ def _bracket(bits: Tensor, quantile: float) -> tuple[int, int]:
 
 
 def _sample_lines(plan: Plan, numel: int) -> list[tuple[str, int]]:
-    """(tensor, first entry) of one line in each of equal stretches of all tensors; short tensors have none."""
+    """(tensor, first entry) of one line in each of equal stretches of all tensors; short tensors have none. Lines begin
+    at multiples of their length."""
     generator = torch.Generator().manual_seed(0)
     count = min(_LINES, numel // (4 * _LINE))
     if count < _FEW:
@@ -141,13 +148,13 @@ def _sample_lines(plan: Plan, numel: int) -> list[tuple[str, int]]:
         size = plan.entries[name].numel
         while i < count and places_list[i] < start + size:
             if size >= _LINE:
-                lines.append((name, min(places_list[i] - start, size - _LINE)))
+                lines.append((name, min(places_list[i] - start, size - _LINE) // _LINE * _LINE))
             i += 1
         start += size
     return lines
 
 
-def _read_lines(source: Source, lines: Sequence[tuple[str, int]]) -> Tensor:
+def read_lines(source: Source, lines: Sequence[tuple[str, int]]) -> Tensor:
     """Entries [lines, _LINE] as float32."""
     out = torch.empty(len(lines), _LINE)
     for dtype in {source.entries[name].dtype for name, _ in lines}:

@@ -32,7 +32,7 @@ from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
 from taskarith_fast.ops._lists import check_lists, task_major, weight_table
 
-SCHEMA = "(Tensor[] base, Tensor[] finetuned, Tensor weights, Tensor streams, int threshold) -> Tensor[]"
+SCHEMA = "(Tensor[] base, Tensor[] finetuned, Tensor weights, Tensor streams, int threshold, Tensor begins) -> Tensor[]"
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -58,9 +58,9 @@ def philox(counter: Tensor, level: int, key: int) -> Tensor:
     return torch.stack(x, dim=1)
 
 
-def keep_mask(numel: int, stream: int, threshold: int, device: torch.device | None = None) -> Tensor:
-    """The elements that are kept, bool [numel]: u(e) < threshold."""
-    e = torch.arange(numel, device=device)
+def keep_mask(numel: int, stream: int, threshold: int, device: torch.device | None = None, begin: int = 0) -> Tensor:
+    """Which of the elements from `begin` on are kept, bool [numel]: u(e) < threshold."""
+    e = torch.arange(begin, begin + numel, device=device)
     counter = 8 * (e // 64) + e % 32 // 4
     half = 4 * (e // 32 % 2) + e % 4
     high, low = (
@@ -71,14 +71,15 @@ def keep_mask(numel: int, stream: int, threshold: int, device: torch.device | No
 
 
 def dare_reference(
-    base: list[Tensor], finetuned: list[Tensor], weights: Tensor, streams: Tensor, threshold: int
+    base: list[Tensor], finetuned: list[Tensor], weights: Tensor, streams: Tensor, threshold: int, begins: Tensor
 ) -> list[Tensor]:
-    """The formula in float64, tensor by tensor; `finetuned` is task-major [T * L], the tables are [T, L]."""
+    """The formula in float64, tensor by tensor; `finetuned` is task-major [T * L], the tables are [T, L],
+    `begins` is [L]."""
     out = []
     for i, b in enumerate(base):
         total = b.double().clone()
         for t in range(weights.shape[0]):
-            kept = keep_mask(b.numel(), int(streams[t, i]), threshold, b.device).reshape(b.shape)
+            kept = keep_mask(b.numel(), int(streams[t, i]), threshold, b.device, int(begins[i])).reshape(b.shape)
             delta = finetuned[t * len(base) + i].double() - b.double()
             total = total + weights[t, i] * torch.where(kept, delta, 0.0)
         out.append(total.to(b.dtype).contiguous())
@@ -86,7 +87,7 @@ def dare_reference(
 
 
 def dare_fake(
-    base: list[Tensor], finetuned: list[Tensor], weights: Tensor, streams: Tensor, threshold: int
+    base: list[Tensor], finetuned: list[Tensor], weights: Tensor, streams: Tensor, threshold: int, begins: Tensor
 ) -> list[Tensor]:
     return [torch.empty_like(b, memory_format=torch.contiguous_format) for b in base]
 
@@ -107,6 +108,7 @@ def dare(
     streams: Sequence[Sequence[int]],
     *,
     density: float,
+    begins: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> list[Tensor]:
     """Add weighted task deltas to the base after dropping entries at random.
@@ -119,6 +121,8 @@ def dare(
         streams: Keys of the generator, T lists of L signed 64-bit numbers: ``stream(seed, task, name)``.
         density: Probability to keep an entry, in (0, 1]; used as the nearest positive multiple of 2^-32. 1
             keeps all.
+        begins: For pieces of tensors: the index in its tensor of each one's first element, L multiples of 64; None
+            is 0 for all.
         backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated".
 
     Returns:
@@ -126,10 +130,13 @@ def dare(
         same masks. No task gives a copy of `base`; an entry that every task drops equals it bit by bit.
 
     Raises:
-        ArgumentError: If lists, shapes or dtypes do not fit together, or density is out of its domain.
+        ArgumentError: If lists, shapes or dtypes do not fit together, or density or begins are out of their domain.
         BackendError: If `backend` is absent.
     """
     base, tasks = list(base), len(finetuned)
+    begins = [0] * len(base) if begins is None else list(begins)
+    if len(begins) != len(base) or any(begin < 0 or begin % 64 for begin in begins):
+        raise ArgumentError(f"begins must be {len(base)} multiples of 64, got {begins[:4]}")
     if not 0.0 < density <= 1.0:
         raise ArgumentError(f"density must be in (0, 1], got {density}")
     if [len(row) for row in streams] != [len(base)] * tasks:
@@ -140,4 +147,5 @@ def dare(
         return []
     keys = torch.tensor(streams, dtype=torch.int64).reshape(tasks, len(base)).to(base[0].device)
     threshold = max(1, round(density * 2**32))
-    return OP(base, task_major(finetuned), weights, keys, threshold, backend=backend)
+    firsts = torch.tensor(begins, dtype=torch.int64).to(base[0].device)
+    return OP(base, task_major(finetuned), weights, keys, threshold, firsts, backend=backend)

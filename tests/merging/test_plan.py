@@ -45,7 +45,7 @@ def test_memory_does_not_grow_with_the_number_of_tasks(tmp_path):
     plans = [
         plan_merge(paths[0], [paths[1]] * t, tmp_path / "o.safetensors", method=method, memory="8MB")
         for t in (2, 20)
-        for method in ("average", "ties")
+        for method in ("average", "ties", "dare", "dare+ties", "breadcrumbs", "consensus")
     ]
     assert all(5e6 < plan.buffer_bytes <= 8.4e6 for plan in plans), [plan.buffer_bytes for plan in plans]
 

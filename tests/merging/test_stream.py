@@ -41,6 +41,9 @@ OTHERS = [
     ("task_arithmetic", {"scale": [0.3, -0.5, 0.2]}),
     ("dare", {"seed": 3}),
     ("dare+ties", {}),
+    ("dare+ties", {"density": 0.5, "ties_density": 0.2, "seed": 7}),
+    ("dare+ties", {"density": 0.5, "ties_density": 0.3, "rescale": False, "elect": "normmass"}),
+    ("dare+ties", {"density": 0.3, "ties_density": 0.1, "scope": "row", "count_rule": "official"}),
     ("breadcrumbs", {}),
     ("breadcrumbs", {"scope": "tensor"}),
     ("consensus", {}),
@@ -145,7 +148,9 @@ def test_undecided_pieces_are_merged_again_by_the_majority(tmp_path):
 def test_a_bracket_that_misses_is_searched_again(models, tmp_path, monkeypatch):
     states, files, _ = models
     for wrong in ((0, 5), (0x7F7F0000, 0x7F7F0001), (0, 0x7F800001)):
-        monkeypatch.setattr("taskarith_fast.merging.ties_threshold._brackets", lambda plan, rank, w=wrong: [w] * 3)
+        monkeypatch.setattr(
+            "taskarith_fast.merging.ties_threshold._brackets", lambda plan, rank, sample, w=wrong: [w] * 3
+        )
         ta.merge_files(files[0], files[1:], tmp_path / "o.safetensors", method="ties", overwrite=True)
         assert_same_bytes(read_output(tmp_path / "o.safetensors"), in_memory(states, "ties"))
 

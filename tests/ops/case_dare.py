@@ -6,13 +6,14 @@ from tests.ops.cases import OpCase, generator, task_lists
 SHAPES = [(7, 13), (1,), (513,), (2, 3, 5)]
 
 
-def _sample(shapes, tasks, density=0.3):
+def _sample(shapes, tasks, density=0.3, begins=None):
     def make(dtype):
         base, finetuned = task_lists(shapes, tasks, dtype)
         weights = torch.rand(tasks, len(base), dtype=torch.float64, generator=generator(2)) / density
         streams = torch.tensor([[stream(3, t, f"name {i}") for i in range(len(base))] for t in range(tasks)])
         streams = streams.reshape(tasks, len(base)).long()
-        return base, finetuned, weights, streams, max(1, round(density * 2**32))
+        firsts = torch.tensor(begins or [0] * len(base), dtype=torch.int64)
+        return base, finetuned, weights, streams, max(1, round(density * 2**32)), firsts
 
     return make
 
@@ -32,10 +33,10 @@ def _word(x, key):
     return x
 
 
-def kept_by_the_book(numel, key, threshold):
+def kept_by_the_book(numel, key, threshold, begin=0):
     """The mask, element by element, as the operator's documentation words it."""
     kept = []
-    for e in range(numel):
+    for e in range(begin, begin + numel):
         c, h, u = 8 * (e // 64) + e % 32 // 4, 4 * (e // 32 % 2) + e % 4, 0
         for level in (0, 1):
             half_words = [w >> s & 0xFFFF for w in _word([c & 0xFFFFFFFF, c >> 32, level, 0], key) for s in (0, 16)]
@@ -44,12 +45,12 @@ def kept_by_the_book(numel, key, threshold):
     return torch.tensor(kept, dtype=torch.bool)
 
 
-def _truth(base, finetuned, weights, streams, threshold):
+def _truth(base, finetuned, weights, streams, threshold, begins):
     out = []
     for i, b in enumerate(base):
         total = b.double()
         for t in range(len(weights)):
-            kept = kept_by_the_book(b.numel(), int(streams[t, i]), threshold).reshape(b.shape)
+            kept = kept_by_the_book(b.numel(), int(streams[t, i]), threshold, int(begins[i])).reshape(b.shape)
             total = total + kept * weights[t, i] * (finetuned[t * len(base) + i].double() - b.double())
         out.append(total)
     return out
@@ -68,6 +69,7 @@ CASE = OpCase(
         "empty tensors": _sample([(0,), (3, 0), (5,)], 2),
         "no dimension": _sample([()], 2),
         "more than a block": _sample([(17000,), (3,)], 1),
+        "pieces": _sample([(300,), (64,), (5, 3)], 2, begins=[16384, 64, 2**33 + 192]),
         "not contiguous": _strided,
     },
     truth=_truth,

@@ -83,6 +83,17 @@ def test_dare_masks_do_not_depend_on_the_shape_or_the_other_tensors(backend):
     assert torch.equal(both[1].flatten(), flat[0]) and not torch.equal(both[0], both[1])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dare_of_pieces_is_dare_of_the_whole(backend):
+    x, y = torch.zeros(1000), torch.ones(1000)
+    key = [stream(1, 0, "x")]
+    whole = ops.dare([x], [[y]], [1.0], [key], density=0.5, backend=backend)[0]
+    starts = [0, 64, 320, 960]
+    parts = [[v[a:b] for a, b in zip(starts, [*starts[1:], 1000], strict=True)] for v in (x, y)]
+    pieces = ops.dare(parts[0], [parts[1]], [1.0], [key * 4], density=0.5, begins=starts, backend=backend)
+    assert torch.equal(torch.cat(pieces), whole)
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), numel=st.integers(0, 300), tasks=st.integers(1, 20), threshold=st.integers(0, 21))
 def test_consensus_counts_votes_of_any_number_of_tasks(data, numel, tasks, threshold):
@@ -122,6 +133,7 @@ def test_the_gradient_of_weighted_sum_is_the_one_pass_operator():
     [
         (lambda x: ops.dare([x], [[x]], [1.0], [[1]], density=0.0), r"density must be in \(0, 1\], got 0.0"),
         (lambda x: ops.dare([x], [[x]], [1.0], [[1, 2]], density=0.5), "streams must be 1 lists of 1 keys"),
+        (lambda x: ops.dare([x], [[x]], [1.0], [[1]], density=0.5, begins=[32]), "begins must be 1 multiples of 64"),
         (lambda x: ops.dare([x], [[x]], [1.0, 2.0], [[1]], density=0.5), r"weights must have shape \[T=1\]"),
         (
             lambda x: ops.breadcrumbs([x], [[x]], [1.0], [2], [2]),

@@ -11,6 +11,7 @@ constexpr int W = 4;  // what a Philox block decides; eight half-precision value
 struct Draw {
   const double* weights;   // [T, L]
   const int64_t* streams;  // [T, L]
+  const int64_t* begins;   // [L]
   uint32_t last;
 };
 
@@ -44,10 +45,11 @@ __device__ __forceinline__ void add_kept(const Span<>& span, int64_t i, int n, b
 #pragma unroll
     for (int j = 0; j < W; ++j) sum[h][j] = base[h][j];
   }
+  const int64_t element = __ldg(draw.begins + span.tensor.index) + i;
   for (int64_t t = 0; t < tasks; ++t) {
     const int64_t cell = t * length + span.tensor.index;
     const double weight = __ldg(draw.weights + cell);
-    const uint32_t kept = keep_bits(static_cast<uint64_t>(__ldg(draw.streams + cell)), i, draw.last);
+    const uint32_t kept = keep_bits(static_cast<uint64_t>(__ldg(draw.streams + cell)), element, draw.last);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       load_floats<W>(span.at<const T>(2 + t) + i + 32 * h, n - 32 * h, whole, x);
@@ -84,23 +86,25 @@ __global__ void __launch_bounds__(kThreads) dare_kernel(const Table<> table, con
   });
 }
 
-TensorList dare_cuda(TensorList base, TensorList finetuned, Tensor weights, Tensor streams, int64_t threshold) {
-  check_dare(base, finetuned, weights, streams, threshold);
+TensorList dare_cuda(TensorList base, TensorList finetuned, Tensor weights, Tensor streams, int64_t threshold,
+                     Tensor begins) {
+  check_dare(base, finetuned, weights, streams, threshold, begins);
   check_device("dare", base, weights);
   check_device("dare", finetuned, weights);
-  check_device("dare", {streams}, weights);
+  check_device("dare", {streams, begins}, weights);
   const Launcher launcher("dare", weights);
   base = contiguous(base);
   finetuned = contiguous(finetuned);
   weights = torch::stable::contiguous(weights);
   streams = torch::stable::contiguous(streams);
+  begins = torch::stable::contiguous(begins);
   TensorList out = empty_like_each(base);
   TensorTable<> tensors;
   for (size_t i = 0; i < base.size(); ++i)
     tensors.add(base[i].numel(), base[i].scalar_type(), static_cast<int64_t>(i),
                 task_pointers(out[i].mutable_data_ptr(), base, finetuned, i));
   const Table<> table = tensors.view(launcher, weights);
-  const Draw draw{weights.const_data_ptr<double>(), streams.const_data_ptr<int64_t>(),
+  const Draw draw{weights.const_data_ptr<double>(), streams.const_data_ptr<int64_t>(), begins.const_data_ptr<int64_t>(),
                   static_cast<uint32_t>(threshold - 1)};
   launch_over(launcher, table.chunks, dare_kernel, table, draw);
   return out;
