@@ -39,6 +39,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as done:
+        if sys.argv[1:2] in (["merge"], ["check"]) and done.code in (0, None):
+            _leave()
+        raise
 
 
 @app.command()
@@ -105,7 +109,8 @@ def merge(
 @app.command()
 def check(recipe: Annotated[Path, typer.Argument(help="A merge in TOML: base, finetuned, output, method ...")]) -> None:
     """Say what a recipe's merge would read, write and need, or all that is wrong with it; only headers are read."""
-    from taskarith_fast.merging import check_recipe
+    with _importing():
+        from taskarith_fast.merging import check_recipe
 
     plan = check_recipe(recipe)
     print("\n".join(plan.lines()))
@@ -390,9 +395,16 @@ def doctor() -> None:
             print(f"  {backend:14s} {reason or 'ready'}")
 
 
+def _leave() -> None:
+    """End the process at once: taking torch's libraries down touches 130 MB more and takes a fifth of a second."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 @contextmanager
 def _importing() -> Iterator[None]:
-    """Import without looking for garbage in between, nor once more at the end of the process: modules are none."""
+    """Import without looking for garbage meanwhile or, among what was imported, later: modules are none."""
     gc.disable()
     try:
         yield
