@@ -41,7 +41,9 @@ class BegunHashes:
             self._groups.update((group, (w, i)) for i, group in enumerate(mine))
             job = json.dumps([[str(file.absolute()) for file in group] for group in mine])
             command = [sys.executable, "-I", "-S", __file__, job]
-            self._processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            # What cannot be read is left to those who merge, and so are the words for it.
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            self._processes.append(process)
 
     def __enter__(self) -> BegunHashes:
         return self

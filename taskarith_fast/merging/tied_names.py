@@ -90,7 +90,10 @@ def under_one_name(models: Sequence[State], statistics: Sequence[State]) -> tupl
     if not others:
         return [*models, *statistics], {}
     names = [*own, *(list(state) for state in statistics)]
-    return [_one_name(s, n, others) for s, n in zip((*models, *statistics), names, strict=True)], others
+    labels = ["base", *(f"finetuned[{t}]" for t in range(len(models) - 1))]
+    labels += [f"the statistics of task {t}" for t in range(len(statistics))]
+    states = zip((*models, *statistics), names, labels, strict=True)
+    return [_one_name(state, own, others, label) for state, own, label in states], others
 
 
 def contradiction(name: str, own: str, label: str) -> CheckpointError:
@@ -101,9 +104,9 @@ def contradiction(name: str, own: str, label: str) -> CheckpointError:
     )
 
 
-def _one_name(state: State, names: Iterable[str], others: Mapping[str, str]) -> State:
+def _one_name(state: State, names: Iterable[str], others: Mapping[str, str], label: str) -> State:
     held, copies = held_names(names, others)
     for name, own in copies.items():
         if state[name].shape != state[own].shape or not bool((state[name] == state[own]).all()):
-            raise contradiction(name, own, "one of them")
+            raise contradiction(name, own, label)
     return {name: state[own] for name, own in held.items()}

@@ -110,7 +110,7 @@ def test_ties_that_contradict_are_refused_before_anything_is_written(models, tmp
     with pytest.raises(CheckpointError, match=message):
         ta.merge_files(paths[0], paths[1:], tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
-    with pytest.raises(CheckpointError, match=r"head\.weight: another model ties it"):
+    with pytest.raises(CheckpointError, match=message):
         ta.merge(models[0], models[1:])
     models[1]["head.weight"] = torch.ones(2, 2)
     paths = _write(models, ("torch", "torch", "torch"), tmp_path)
