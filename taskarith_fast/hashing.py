@@ -68,7 +68,10 @@ class BegunHashes:
         if index >= len(self._answers[worker]):
             return None
         digest, stamps = self._answers[worker][index]
-        return digest if stamps == [_stamp(os.stat(file)) for file in files] else None
+        try:
+            return digest if stamps == [_stamp(os.stat(file)) for file in files] else None
+        except OSError:
+            return None
 
 
 def _files(path: Path) -> tuple[Path, ...]:
