@@ -33,6 +33,8 @@ _NAMES = {
     "fisher_diagonal": "taskarith_fast.loops.fisher",
     "linearize": "taskarith_fast.tangent",
     "TangentFeatures": "taskarith_fast.tangent",
+    "EncoderEdits": "taskarith_fast.loops.edits",
+    "LinearizedEdits": "taskarith_fast.loops.edits",
     "load_encoder": "taskarith_fast.models",
     "zero_shot_head": "taskarith_fast.models",
     "gram_matrices": "taskarith_fast.loops.grams",
@@ -40,7 +42,7 @@ _NAMES = {
     "sweep": "taskarith_fast.loops.sweep.run",
     "TaskarithError": "taskarith_fast.errors",
 }
-_MODULES = ("data", "errors", "loops", "models", "native", "ops", "tangent")
+_MODULES = ("analysis", "data", "errors", "loops", "models", "native", "ops", "tangent")
 
 __all__ = ["__version__", *_NAMES, *_MODULES]
 
