@@ -35,6 +35,7 @@ _NAMES = {
     "TangentFeatures": "taskarith_fast.tangent",
     "EncoderEdits": "taskarith_fast.loops.edits",
     "LinearizedEdits": "taskarith_fast.loops.edits",
+    "MergedEdits": "taskarith_fast.loops.merged_edits",
     "load_encoder": "taskarith_fast.models",
     "zero_shot_head": "taskarith_fast.models",
     "gram_matrices": "taskarith_fast.loops.grams",

@@ -2,12 +2,32 @@
 
 from taskarith_fast.analysis.cosine import cosine_map
 from taskarith_fast.analysis.disentanglement import Disentanglement, disentanglement_error, symmetric_kl
+from taskarith_fast.analysis.disturb import perturbed, pruned
 from taskarith_fast.analysis.edits import Edits
+from taskarith_fast.analysis.lambda_curve import LambdaCurve, lambda_curve
+from taskarith_fast.analysis.localization import AccuracyRatios, localization
+from taskarith_fast.analysis.mask_iou import mask_iou
+from taskarith_fast.analysis.mask_share import MaskShare, mask_share
+from taskarith_fast.analysis.radar import Radar, radar
+from taskarith_fast.analysis.task_count import TaskCount, task_count
 
 __all__ = [
+    "AccuracyRatios",
     "Disentanglement",
     "Edits",
+    "LambdaCurve",
+    "MaskShare",
+    "Radar",
+    "TaskCount",
     "cosine_map",
     "disentanglement_error",
+    "lambda_curve",
+    "localization",
+    "mask_iou",
+    "mask_share",
+    "perturbed",
+    "pruned",
+    "radar",
     "symmetric_kl",
+    "task_count",
 ]

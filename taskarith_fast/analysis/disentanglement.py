@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskarith_fast.analysis.edits import Edits, predictions
+from taskarith_fast.analysis.edits import Edits, check_grid, predictions
 from taskarith_fast.errors import ArgumentError, check_choice
 from taskarith_fast.progress import SILENT, Progress
 
@@ -63,7 +63,7 @@ def disentanglement_error(
         ArgumentError: If a grid is empty or not finite, or the pair is not two of the tasks.
     """
     check_choice("distance", distance, DISTANCES)
-    grids = [_grid("scales", scales), _grid("scales_2", scales if scales_2 is None else scales_2)]
+    grids = [check_grid("scales", scales), check_grid("scales_2", scales if scales_2 is None else scales_2)]
     count = min(edits.vectors, len(edits.tasks))
     if len(set(pair)) != 2 or not all(0 <= t < count for t in pair):
         raise ArgumentError(f"pair must be two different places below {count}, got {tuple(pair)}")
@@ -97,10 +97,3 @@ def symmetric_kl(p: Tensor, q: Tensor) -> float:
 
 def _prediction_distance(a: Tensor, b: Tensor) -> float:
     return int((a != b).sum()) / len(a)
-
-
-def _grid(name: str, scales: Sequence[float]) -> np.ndarray:
-    grid = np.asarray(scales, dtype=np.float64)
-    if grid.ndim != 1 or not grid.size or not np.isfinite(grid).all():
-        raise ArgumentError(f"{name} must be a list of at least one finite number, got {list(np.ravel(grid))}")
-    return grid

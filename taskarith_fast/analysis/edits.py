@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from taskarith_fast.errors import ArgumentError
+
 Point = tuple[float, ...]
 
 
@@ -56,6 +58,29 @@ def single(vectors: int, index: int, scale: float = 1.0) -> Point:
     return tuple(scale if t == index else 0.0 for t in range(vectors))
 
 
+def images_of(edits: Edits) -> np.ndarray:
+    """How many images each task has, int64 [V]."""
+    return np.array([len(edits.labels(task)) for task in edits.tasks], dtype=np.int64)
+
+
 def stderr(accuracy: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Binomial standard errors sqrt(p (1 - p) / N); NaN stays NaN."""
+    """Binomial standard errors sqrt(p (1 - p) / N) of accuracies [..., V] on N images [V]; NaN stays NaN."""
     return np.sqrt(accuracy * (1 - accuracy) / images)
+
+
+def check_one_vector_a_task(edits: Edits) -> Sequence[str]:
+    """The tasks, if there is one task vector for each; ArgumentError otherwise."""
+    if edits.vectors != len(edits.tasks):
+        raise ArgumentError(f"edits must have one task vector a task, got {edits.vectors} for {len(edits.tasks)} tasks")
+    return edits.tasks
+
+
+def check_grid(name: str, values: Sequence[float]) -> np.ndarray:
+    """The argument `name` as float64, if it is a list of finite numbers that is not empty; ArgumentError otherwise."""
+    try:
+        grid = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        grid = np.empty(0)
+    if grid.ndim != 1 or not grid.size or not np.isfinite(grid).all():
+        raise ArgumentError(f"{name} must be a list of at least one finite number, got {values!r}")
+    return grid

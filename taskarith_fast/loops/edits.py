@@ -145,7 +145,10 @@ class EncoderEdits(_Answers):
 
     def features(self, point: Sequence[float], task: str) -> Tensor:
         """The encoder's features of one task's images, float32 [N, D], on the encoder's device."""
-        self._write(self._scales(point))
+        scales = self._scales(point)
+        if scales != self._at:
+            self._write(scales)
+            self._at = scales
         out = []
         with evaluating(self.encoder), autocast(device_of(self.encoder), self._precision):
             for i, (images, _) in enumerate(self._batches(task)):
@@ -153,10 +156,8 @@ class EncoderEdits(_Answers):
         return torch.cat(out)
 
     def _write(self, scales: tuple[float, ...]) -> None:
-        if scales != self._at:
-            table = torch.tensor(scales, dtype=torch.float64)[:, None].expand(-1, len(self._merge.names))
-            self._merge.write(table, self._own)
-            self._at = scales
+        table = torch.tensor(scales, dtype=torch.float64)[:, None].expand(-1, len(self._merge.names))
+        self._merge.write(table, self._own)
 
 
 class LinearizedEdits(_Answers):
