@@ -153,7 +153,11 @@ class Factors:
         return Factors(u.mul_(s[:, None]), vh)
 
     def sum_to_rank(self, rank: int) -> Tensor:
-        return self.left[:, :, :rank].transpose(0, 1).flatten(1) @ self.right[:, :rank].flatten(0, 1)
+        return self.sum_of(slice(rank))
+
+    def sum_of(self, parts: slice, tasks: slice = slice(None)) -> Tensor:
+        """The sum over some tasks of some of their singular triplets, strongest first, shape [m, n]."""
+        return self.left[tasks, :, parts].transpose(0, 1).flatten(1) @ self.right[tasks, parts].flatten(0, 1)
 
     def sum_to_energy(self, energy: float) -> Tensor:
         """The sum with a rank of its own for each task; the factors must be of full rank."""
