@@ -32,12 +32,7 @@ def cosine_map(base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tens
     Raises:
         CheckpointError: If a mapping lacks a tensor of `base` or has it in another shape.
     """
-    tasks = len(finetuned)
-    gram = torch.zeros(tasks, tasks, dtype=torch.float64)
-    for name in base:
-        origin = base[name]
-        if origin.is_floating_point():
-            gram += _gram_of_deltas(origin, [_get(state, t, name, origin) for t, state in enumerate(finetuned)])
+    gram = gram_of_deltas(base, finetuned)
     norm = gram.diagonal().sqrt()
     scale = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
     cosines = (gram + gram.T) / 2 * (scale[:, None] * scale[None, :])  # symmetric to the last bit
@@ -46,7 +41,21 @@ def cosine_map(base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tens
     return cosines.clamp_(-1, 1)
 
 
-def _gram_of_deltas(origin: Tensor, tensors: list[Tensor]) -> Tensor:
+def gram_of_deltas(base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Inner products <tau_s, tau_t> of the task vectors; arguments and errors as for `cosine_map`.
+
+    Returns:
+        Shape [T, T], float64, on the CPU.
+    """
+    gram = torch.zeros(len(finetuned), len(finetuned), dtype=torch.float64)
+    for name in base:
+        origin = base[name]
+        if origin.is_floating_point():
+            gram += _gram_of_tensor(origin, [_get(state, t, name, origin) for t, state in enumerate(finetuned)])
+    return gram
+
+
+def _gram_of_tensor(origin: Tensor, tensors: list[Tensor]) -> Tensor:
     gram = torch.zeros(len(tensors), len(tensors), dtype=torch.float64)
     origin = origin.detach().reshape(-1)
     tensors = [tensor.detach().reshape(-1) for tensor in tensors]
@@ -60,8 +69,9 @@ def _gram_of_deltas(origin: Tensor, tensors: list[Tensor]) -> Tensor:
 def _get(state: Mapping[str, Tensor], t: int, name: str, origin: Tensor) -> Tensor:
     if name not in state:
         raise CheckpointError(f"finetuned[{t}] lacks the tensor {name!r} that base has")
-    if state[name].shape != origin.shape:
+    tensor = state[name]
+    if tensor.shape != origin.shape:
         raise CheckpointError(
-            f"finetuned[{t}][{name!r}] must have shape {list(origin.shape)} like base, got {list(state[name].shape)}"
+            f"finetuned[{t}][{name!r}] must have shape {list(origin.shape)} like base, got {list(tensor.shape)}"
         )
-    return state[name]
+    return tensor

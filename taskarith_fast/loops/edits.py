@@ -7,6 +7,7 @@ those tensors that move. `LinearizedEdits` makes one pass a task, and every poin
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ KEPT_BYTES = 1 << 30
 """Most bytes of images kept in memory, and as many of activations."""
 
 
-class _Answers:
+class Answers:
     """Tasks, heads and images, which both kinds of edits share.
 
     Args:
@@ -105,7 +106,35 @@ class _Answers:
         return self._images[task]
 
 
-class EncoderEdits(_Answers):
+class WrittenEdits(Answers):
+    """Edits whose weights are written into one encoder, a point after the other, and its answers by forward passes.
+
+    `stem` keeps what the encoder's first blocks give, if the points leave them alone.
+    """
+
+    stem: Stem | None = None
+    _at: tuple[float, ...] | None = None
+
+    def features(self, point: Sequence[float], task: str) -> Tensor:
+        """The encoder's features of one task's images, float32 [N, D], on the encoder's device."""
+        scales = self._scales(point)
+        if scales != self._at:
+            self._at = None  # in case that writing fails half-way
+            self.write(scales)
+            self._at = scales
+        out = []
+        with evaluating(self.encoder), autocast(device_of(self.encoder), self._precision):
+            for i, (images, _) in enumerate(self._batches(task)):
+                forward = functools.partial(self.encoder, images)
+                out.append((forward() if self.stem is None else self.stem.run((task, i), forward)).float())
+        return torch.cat(out)
+
+    def write(self, scales: tuple[float, ...]) -> None:
+        """Put the weights of a point, T scales, into the encoder."""
+        raise NotImplementedError
+
+
+class EncoderEdits(WrittenEdits):
     """An encoder at any point theta_0 + sum_t s_t tau_t; each point is a forward pass over a task's images.
 
     The weights are written in place by one weighted sum, and not again for the next question at the same point. The
@@ -115,10 +144,10 @@ class EncoderEdits(_Answers):
         encoder: As for `evaluate`. It is worked on in place: hand in a copy if that matters.
         base: The pre-trained state theta_0, with the encoder's names.
         vectors: T fine-tuned states, task vectors, or sparse task vectors.
-        splits, heads, options: As `_Answers` has them.
+        splits, heads, options: As `Answers` has them.
 
     Raises:
-        ArgumentError: As `_Answers`.
+        ArgumentError: As `Answers`.
         CheckpointError: If a state or a delta does not fit `base`, or `base` does not fit the encoder.
     """
 
@@ -140,27 +169,15 @@ class EncoderEdits(_Answers):
         origin = {name: base[name].detach().to(**place[name], copy=True) for name in names}
         finetuned = [{n: m[n].detach().to(**place[n]) if n in m else origin[n] for n in names} for m in moved]
         self._merge = DeltaMerge(origin, finetuned)
-        self._stem = Stem(encoder, names, KEPT_BYTES)
-        self._at: tuple[float, ...] | None = None
+        self.stem = Stem(encoder, names, KEPT_BYTES)
 
-    def features(self, point: Sequence[float], task: str) -> Tensor:
-        """The encoder's features of one task's images, float32 [N, D], on the encoder's device."""
-        scales = self._scales(point)
-        if scales != self._at:
-            self._write(scales)
-            self._at = scales
-        out = []
-        with evaluating(self.encoder), autocast(device_of(self.encoder), self._precision):
-            for i, (images, _) in enumerate(self._batches(task)):
-                out.append(self._stem.run((task, i), lambda images=images: self.encoder(images)).float())  # type: ignore[misc]
-        return torch.cat(out)
-
-    def _write(self, scales: tuple[float, ...]) -> None:
+    def write(self, scales: tuple[float, ...]) -> None:
+        """Put theta_0 + sum_t s_t tau_t into the encoder."""
         table = torch.tensor(scales, dtype=torch.float64)[:, None].expand(-1, len(self._merge.names))
         self._merge.write(table, self._own)
 
 
-class LinearizedEdits(_Answers):
+class LinearizedEdits(Answers):
     """The encoder linearized at theta_0: f(x; theta_0) + sum_t s_t J tau_t, for any point from one pass over a task.
 
     Args:

@@ -1,4 +1,4 @@
-"""The answers of models merged by any method, seen as points: which task vectors take part, and at which scale."""
+"""The answers of models that are no sum of task vectors: merged by any method, or any list of states."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from taskarith_fast import data
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.loops.edits import EncoderEdits
+from taskarith_fast.loops.edits import WrittenEdits
 from taskarith_fast.loops.evaluate import load_state
 from taskarith_fast.merging import merge
 from taskarith_fast.merging.cart import CartFactors
+from taskarith_fast.merging.common import check_compatible
 from taskarith_fast.merging.methods import find_method
 
 State = Mapping[str, Tensor]
 
 
-class MergedEdits(EncoderEdits):
+class MergedEdits(WrittenEdits):
     """Models merged by a method: at the point (s, 0, s, 0, ...) the merge, at scale s, of the first and third model.
 
     The point of zeros is the base. A method without a scale has the points of zeros and ones. The decompositions of
@@ -54,12 +55,13 @@ class MergedEdits(EncoderEdits):
         self._scaled = "scale" in self._defaults
         if "scale" in self._parameters:
             raise ArgumentError("parameters must not have the scale: it is a coordinate of each point")
-        super().__init__(encoder, base, [base] * len(finetuned), splits, heads, **options)
+        super().__init__(encoder, finetuned, splits, heads, **options)
+        check_compatible(base, finetuned)
         self._base, self._finetuned = base, list(finetuned)
         self._factors: tuple[list[int], CartFactors] | None = None
-        self._stem.blocks = []  # what a method does to tensors that no task moved is its own affair
 
-    def _write(self, scales: tuple[float, ...]) -> None:
+    def write(self, scales: tuple[float, ...]) -> None:
+        """Put the merge of those models whose scale is not 0 into the encoder."""
         members = [t for t, scale in enumerate(scales) if scale]
         if not members:
             load_state(self.encoder, self._base)
@@ -82,3 +84,30 @@ class MergedEdits(EncoderEdits):
         if self._factors is None or self._factors[0] != members:
             self._factors = members, CartFactors(self._base, models, max_rank_ratio=ratio, **options)
         return self._factors[1].merge(rank_ratio=ratio, scale=scale)
+
+
+class StateEdits(WrittenEdits):
+    """Any models, a number for each: the point with 1 at place i and 0 elsewhere is the i-th.
+
+    Args:
+        encoder: As for `EncoderEdits`.
+        states: T states with the encoder's names; tensors are looked up when a state is asked for.
+        splits, heads, options: As for `EncoderEdits`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        states: Sequence[State],
+        splits: Mapping[str, data.Split],
+        heads: Mapping[str, nn.Module],
+        **options: Any,
+    ) -> None:
+        super().__init__(encoder, states, splits, heads, **options)
+        self._states = list(states)
+
+    def write(self, scales: tuple[float, ...]) -> None:
+        """Load the chosen state into the encoder."""
+        if sorted(scales) != [0.0] * (self.vectors - 1) + [1.0]:
+            raise ArgumentError(f"point must be 1 for one state and 0 for all others, got {list(scales)}")
+        load_state(self.encoder, self._states[scales.index(1.0)])

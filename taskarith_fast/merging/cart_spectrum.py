@@ -79,7 +79,8 @@ class CartSpectrum:
         """The model at a rank; its tensors are computed when they are looked up.
 
         Args:
-            rank_ratio: Rank kept, ``r = max(1, int(rank_ratio min(m, n)))``, in [0, max_rank_ratio]; 0 keeps nothing.
+            rank_ratio: Rank kept, ``r = max(1, int(rank_ratio min(m, n)))``, in [0, max_rank_ratio]; 0 gives
+                the origin.
             scale: lambda.
             order: "largest" keeps the strongest singular triplets, "smallest" the weakest.
             task: Route to one task's model; None merges all.
@@ -140,11 +141,12 @@ class _State(Mapping[str, Tensor]):
     def _weights(self) -> list[float]:
         """Of the models' distances to the base, for a tensor that is not decomposed."""
         tasks = len(self.spectrum.finetuned)
+        scale = self.scale if self.rank_ratio else 0.0
         if self.spectrum.origin == "base":
-            return [self.scale * (self.task in (None, t)) for t in range(tasks)]
+            return [scale * (self.task in (None, t)) for t in range(tasks)]
         if self.task is None:  # the distances to the average sum to zero
             return [1 / tasks] * tasks
-        return [(1 - self.scale) / tasks + self.scale * (t == self.task) for t in range(tasks)]
+        return [(1 - scale) / tasks + scale * (t == self.task) for t in range(tasks)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.spectrum.base)
