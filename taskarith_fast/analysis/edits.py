@@ -22,10 +22,13 @@ Point = tuple[float, ...]
 class Edits(Protocol):
     """One model on every point of the space that T task vectors span, and V tasks to judge it by."""
 
-    tasks: Sequence[str]
-    """Names of the V tasks."""
-    vectors: int
-    """T, the number of task vectors."""
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Names of the V tasks."""
+
+    @property
+    def vectors(self) -> int:
+        """T, the number of task vectors."""
 
     def features(self, point: Sequence[float], task: str) -> Tensor:
         """The encoder's features of one task's images, float [N, D], on the CPU or where the encoder is.

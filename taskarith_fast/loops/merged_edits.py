@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from taskarith_fast import data
@@ -12,9 +13,10 @@ from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.edits import WrittenEdits
 from taskarith_fast.loops.evaluate import load_state
 from taskarith_fast.merging import merge
-from taskarith_fast.merging.cart import CartFactors
 from taskarith_fast.merging.common import check_compatible
+from taskarith_fast.merging.direction import Direction
 from taskarith_fast.merging.methods import find_method
+from taskarith_fast.merging.sharing import direction_of
 
 State = Mapping[str, Tensor]
 
@@ -22,8 +24,8 @@ State = Mapping[str, Tensor]
 class MergedEdits(WrittenEdits):
     """Models merged by a method: at the point (s, 0, s, 0, ...) the merge, at scale s, of the first and third model.
 
-    The point of zeros is the base. A method without a scale has the points of zeros and ones. The decompositions of
-    "cart" are made once for each set of models.
+    The point of zeros is the base. A method without a scale has the points of zeros and ones. Votes and
+    decompositions are made once for each set of models, not again for each scale (if the base is float32).
 
     Args:
         encoder: As for `EncoderEdits`.
@@ -51,14 +53,15 @@ class MergedEdits(WrittenEdits):
         **options: Any,
     ) -> None:
         self._method, self._parameters = method, dict(parameters or {})
-        self._defaults = find_method(method, self._parameters).parameters
-        self._scaled = "scale" in self._defaults
+        self._scaled = "scale" in find_method(method, self._parameters).parameters
         if "scale" in self._parameters:
             raise ArgumentError("parameters must not have the scale: it is a coordinate of each point")
         super().__init__(encoder, finetuned, splits, heads, **options)
         check_compatible(base, finetuned)
         self._base, self._finetuned = base, list(finetuned)
-        self._factors: tuple[list[int], CartFactors] | None = None
+        self._kept: tuple[list[int], Direction] | None = None
+        narrow = any(t.is_floating_point() and t.dtype != torch.float32 for t in base.values())
+        self._shared = self._scaled and not narrow
 
     def write(self, scales: tuple[float, ...]) -> None:
         """Put the merge of those models whose scale is not 0 into the encoder."""
@@ -71,19 +74,19 @@ class MergedEdits(WrittenEdits):
             raise ArgumentError(f"point must have one scale for all models that take part, got {list(scales)}")
         if not self._scaled and scale != 1:
             raise ArgumentError(f"point must be of zeros and ones: {self._method!r} has no scale; got {list(scales)}")
-        load_state(self.encoder, self._merged(members, scale))
-
-    def _merged(self, members: list[int], scale: float) -> State:
+        if self._shared:
+            load_state(self.encoder, self._direction(members).at(scale))
+            return
         models = [self._finetuned[t] for t in members]
-        shared = {"rank_ratio", "split_qkv", "svd"}
-        if self._method != "cart" or self._parameters.keys() - shared:
-            scaled = {"scale": scale} if self._scaled else {}
-            return merge(self._base, models, self._method, **self._parameters, **scaled)
-        options = dict(self._parameters)
-        ratio = options.pop("rank_ratio", self._defaults["rank_ratio"])
-        if self._factors is None or self._factors[0] != members:
-            self._factors = members, CartFactors(self._base, models, max_rank_ratio=ratio, **options)
-        return self._factors[1].merge(rank_ratio=ratio, scale=scale)
+        scaled = {"scale": scale} if self._scaled else {}
+        load_state(self.encoder, merge(self._base, models, self._method, **self._parameters, **scaled))
+
+    def _direction(self, members: list[int]) -> Direction:
+        """The merge of some models at every scale; that of the last members is kept."""
+        if self._kept is None or self._kept[0] != members:
+            models = [self._finetuned[t] for t in members]
+            self._kept = members, direction_of(self._base, models, self._method, **self._parameters)
+        return self._kept[1]
 
 
 class StateEdits(WrittenEdits):
