@@ -35,6 +35,8 @@ _NAMES = {
     "TangentFeatures": "taskarith_fast.tangent",
     "EncoderEdits": "taskarith_fast.loops.edits",
     "LinearizedEdits": "taskarith_fast.loops.edits",
+    "analysis_kinds": "taskarith_fast.loops.analyze",
+    "analyze": "taskarith_fast.loops.analyze",
     "MergedEdits": "taskarith_fast.loops.merged_edits",
     "load_encoder": "taskarith_fast.models",
     "zero_shot_head": "taskarith_fast.models",

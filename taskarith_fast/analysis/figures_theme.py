@@ -1,0 +1,74 @@
+"""How the figures of analyses look on light and on dark pages: the same drawing, two sets of colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from taskarith_fast.analysis.figures import STYLE
+
+# Okabe and Ito's colours in middle tones, which stand out from white and from near-black alike, and stay apart for
+# colour-blind readers.
+COLOURS = ("#2f8fcf", "#d98500", "#14a37a", "#c25fa0", "#d3603b", "#8a8a2a", "#7a78d0", "#909090")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of text, lines and page."""
+
+    ink: str
+    muted: str
+    grid: str
+    page: str
+
+
+THEMES = {
+    "light": Theme(ink="#1b1b1b", muted="#666666", grid="#dddddd", page="#ffffff"),
+    "dark": Theme(ink="#ececec", muted="#a5a5a5", grid="#3a3f44", page="#16191c"),
+}
+_theme: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
+
+
+def theme() -> Theme:
+    """The theme that is drawn in now."""
+    return _theme.get()
+
+
+@contextmanager
+def themed(name: str) -> Iterator[None]:
+    """Draw in a theme inside the block."""
+    chosen = THEMES[name]
+    token = _theme.set(chosen)
+    colours: Any = {
+        "text.color": chosen.ink, "axes.labelcolor": chosen.ink, "axes.edgecolor": chosen.muted,
+        "axes.facecolor": chosen.page, "figure.facecolor": chosen.page, "savefig.facecolor": chosen.page,
+        "xtick.color": chosen.muted, "ytick.color": chosen.muted, "xtick.labelcolor": chosen.ink,
+        "ytick.labelcolor": chosen.ink, "grid.color": chosen.grid, "legend.labelcolor": chosen.ink,
+    }  # fmt: skip
+    try:
+        with rc_context({**STYLE, **colours}):
+            yield
+    finally:
+        _theme.reset(token)
+
+
+def axes_of(width: float = 6.2, height: float = 3.8, **options: Any) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**options)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG of 200 dots an inch on its theme's page."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, facecolor=theme().page, metadata={"Software": None})
+    return buffer.getvalue()
