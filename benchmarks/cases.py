@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks import (
     adamerge_cases,
+    analysis_cases,
     calibrate_cases,
     gpu_cases,
     gradient_cases,
@@ -145,5 +146,12 @@ CASES = [
         bars={"21 linearized forwards a task": 15},
     ),
     Case("finetune_step/vit_s14_8", "", loop_cases.finetune_step, bars={"stock torch": 1.5}, quick=True),
+    Case("disentanglement/nonlinear", "", analysis_cases.disentanglement, bars={"straightforward loop": 1.6}),
+    Case(
+        "disentanglement/linearized",
+        "",
+        lambda: analysis_cases.disentanglement(linearized=True),
+        bars={"straightforward loop, one row of 20": 30 / 20},
+    ),
     *gpu_cases.CASES,
 ]
