@@ -109,14 +109,14 @@ def _landscape(arrays: Arrays, loss: np.ndarray, label: str) -> Figure:
     figure, axes = axes_of(6.4, 4.8)
     low = float(loss.min())
     levels = low + (float(loss.max()) - low + 1e-9) * np.linspace(0, 1, 25) ** 2  # dense where the loss is low
-    image = axes.contourf(arrays["x"], arrays["y"], loss.T, levels=levels, cmap="viridis", alpha=0.9)
+    image = axes.contourf(arrays["x"], arrays["y"], loss.T, levels=levels, cmap="viridis", antialiased=False)
     models, ranks = len(arrays["models"]), len(arrays["rank_ratio"])
     place = arrays["coordinates"]
     way = place[1 + models : 1 + models + ranks]
     scales = arrays["scale_coordinates"]
     line: Any = {"linewidth": 1.3}
     dot: Any = {"s": 46, "edgecolor": "#101010", "zorder": 4}
-    axes.plot(scales[:, 0], scales[:, 1], color="#ffffff", linestyle="--", label="task arithmetic, by scale", **line)
+    axes.plot(scales[:, 0], scales[:, 1], color="#f781d8", linestyle="--", label="task arithmetic, by scale", **line)
     axes.plot(way[:, 0], way[:, 1], color="#ff4d4d", marker="o", markersize=3.5, label="CART, by rank", **line)
     axes.scatter(*place[1 : 1 + models].T, color=COLOURS[1], marker="^", label="fine-tuned", **dot)
     axes.scatter(*place[0], color="#c9c9c9", marker="s", label="pre-trained", **dot)
@@ -124,7 +124,7 @@ def _landscape(arrays: Arrays, loss: np.ndarray, label: str) -> Figure:
         axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8, color="#ffffff")
     axes.set_xlabel(f"first component ({100 * arrays['explained'][0]:.0f} % of the variance)")
     axes.set_ylabel(f"second component ({100 * arrays['explained'][1]:.0f} %)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, fontsize=8.5, handlelength=1.6)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8.5, handlelength=1.6, columnspacing=1.2)
     bar = figure.colorbar(image, ax=axes, format="%.2f")
     bar.set_label(label)
     return figure

@@ -1,6 +1,7 @@
 """`taskarith analyze`: every kind from files to a folder, and what it refuses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,3 +250,9 @@ def test_an_output_is_needed(folder):
         run("cosine", *RUNS["cosine"])
     with pytest.raises(CheckpointError, match=r"base.safetensors: output must be a folder, got a file"):
         run("cosine", *RUNS["cosine"], "-o", "base.safetensors")
+
+
+def test_the_documentation_has_a_section_for_every_kind():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "analyses.md").read_text()
+    sections = [name for line in page.splitlines() if line.startswith("## ") for name in line[3:].split(", ")]
+    assert sorted(sections) == sorted(KINDS)
