@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from taskarith_fast.errors import CheckpointError
+from taskarith_fast.progress import SILENT, Progress
 
 # Elements of each task in float64 at a time: bounds the extra memory to 8 T MiB.
 _BLOCK = 1 << 20
 
 
-def cosine_map(base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> Tensor:
+def cosine_map(
+    base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]], *, progress: Progress = SILENT
+) -> Tensor:
     """Cosines between the task vectors tau_t = finetuned[t] - base over all floating entries.
 
         C[s, t] = <tau_s, tau_t> / (|tau_s| |tau_t|)
@@ -25,6 +28,7 @@ def cosine_map(base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tens
     Args:
         base: Name to tensor; integer and boolean tensors are left out.
         finetuned: T mappings with the floating tensors of `base`, in the same shapes.
+        progress: Shows a bar.
 
     Returns:
         C, shape [T, T], float64, symmetric, on the CPU.
@@ -32,7 +36,7 @@ def cosine_map(base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tens
     Raises:
         CheckpointError: If a mapping lacks a tensor of `base` or has it in another shape.
     """
-    gram = gram_of_deltas(base, finetuned)
+    gram = gram_of_deltas(base, finetuned, progress=progress)
     norm = gram.diagonal().sqrt()
     scale = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
     cosines = (gram + gram.T) / 2 * (scale[:, None] * scale[None, :])  # symmetric to the last bit
@@ -41,14 +45,16 @@ def cosine_map(base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tens
     return cosines.clamp_(-1, 1)
 
 
-def gram_of_deltas(base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> Tensor:
+def gram_of_deltas(
+    base: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]], *, progress: Progress = SILENT
+) -> Tensor:
     """Inner products <tau_s, tau_t> of the task vectors; arguments and errors as for `cosine_map`.
 
     Returns:
         Shape [T, T], float64, on the CPU.
     """
     gram = torch.zeros(len(finetuned), len(finetuned), dtype=torch.float64)
-    for name in base:
+    for name in progress.track(list(base), "inner products"):
         origin = base[name]
         if origin.is_floating_point():
             gram += _gram_of_tensor(origin, [_get(state, t, name, origin) for t, state in enumerate(finetuned)])

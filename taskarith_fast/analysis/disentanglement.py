@@ -45,7 +45,7 @@ def disentanglement_error(
     *,
     scales: Sequence[float],
     scales_2: Sequence[float] | None = None,
-    pair: tuple[int, int] = (0, 1),
+    pair: tuple[int, ...] = (0, 1),
     distance: str = "prediction",
     progress: Progress = SILENT,
 ) -> Disentanglement:
@@ -65,7 +65,7 @@ def disentanglement_error(
     check_choice("distance", distance, DISTANCES)
     grids = [check_grid("scales", scales), check_grid("scales_2", scales if scales_2 is None else scales_2)]
     count = min(edits.vectors, len(edits.tasks))
-    if len(set(pair)) != 2 or not all(0 <= t < count for t in pair):
+    if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= t < count for t in pair):
         raise ArgumentError(f"pair must be two different places below {count}, got {tuple(pair)}")
     tasks = [edits.tasks[t] for t in pair]
 

@@ -52,8 +52,8 @@ def table(
     image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto")
     for i, j in np.ndindex(values.shape):
         text = f"{values[i, j]:.{digits}f}" if np.isfinite(values[i, j]) else "–"
-        bright = np.dot(colours(norm(values[i, j]))[:3], (0.3, 0.6, 0.1)) > 0.5 if np.isfinite(values[i, j]) else False
-        axes.text(j, i, text, ha="center", va="center", fontsize=8, color="#101010" if bright else "#f6f6f6")
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color=_over(colours(norm(values[i, j]))[:3])
+                  if np.isfinite(values[i, j]) else theme().muted)  # fmt: skip
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
     axes.spines[:].set_visible(False)
@@ -128,6 +128,11 @@ def _landscape(arrays: Arrays, loss: np.ndarray, label: str) -> Figure:
     bar = figure.colorbar(image, ax=axes, format="%.2f")
     bar.set_label(label)
     return figure
+
+
+def _over(cell: Sequence[float]) -> str:
+    """The colour of a text that can be read on a cell of this colour."""
+    return "#101010" if float(np.dot(cell, (0.3, 0.6, 0.1))) > 0.5 else "#f6f6f6"
 
 
 def _share(arrays: Arrays, what: str, label: str) -> Figure:

@@ -18,6 +18,7 @@ from torch import Tensor
 from taskarith_fast.analysis.cosine import gram_of_deltas
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops import weighted_sum
+from taskarith_fast.progress import SILENT, Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +43,12 @@ class Plane:
         return np.asarray(weights) @ self.coordinates
 
 
-def principal_plane(states: Sequence[Mapping[str, Tensor]]) -> Plane:
+def principal_plane(states: Sequence[Mapping[str, Tensor]], *, progress: Progress = SILENT) -> Plane:
     """Find the plane that the models are closest to, in float64; one read of every model.
 
     Args:
         states: n models, at least 3 that are not on one line; floating tensors count, all others are left out.
+        progress: Shows a bar.
 
     Raises:
         ArgumentError: If there are fewer, or all are on one line.
@@ -56,7 +58,7 @@ def principal_plane(states: Sequence[Mapping[str, Tensor]]) -> Plane:
     if count < 3:
         raise ArgumentError(f"states must be at least 3 models to span a plane, got {count}")
     gram = np.zeros((count, count))
-    gram[1:, 1:] = gram_of_deltas(states[0], states[1:]).numpy()
+    gram[1:, 1:] = gram_of_deltas(states[0], states[1:], progress=progress).numpy()
     centering = np.eye(count) - 1 / count
     gram = centering @ gram @ centering
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
@@ -69,12 +71,15 @@ def principal_plane(states: Sequence[Mapping[str, Tensor]]) -> Plane:
     return Plane(coordinates, values / np.trace(gram), np.sqrt(outside), vectors / np.sqrt(values))
 
 
-def combinations(states: Sequence[Mapping[str, Tensor]], weights: np.ndarray) -> list[dict[str, Tensor]]:
+def combinations(
+    states: Sequence[Mapping[str, Tensor]], weights: np.ndarray, *, progress: Progress = SILENT
+) -> list[dict[str, Tensor]]:
     """Affine combinations of models as states; one read of every model for all of them.
 
     Args:
         states: n models.
         weights: Shape [m, n]; rows sum to 1.
+        progress: Shows a bar.
 
     Returns:
         m states in the key order of the first model, each tensor summed in float64 and rounded once; tensors that are
@@ -82,7 +87,8 @@ def combinations(states: Sequence[Mapping[str, Tensor]], weights: np.ndarray) ->
     """
     out: list[dict[str, Tensor]] = [{} for _ in weights]
     table = torch.from_numpy(np.asarray(weights, dtype=np.float64))
-    for name, first in ((name, states[0][name].detach()) for name in states[0]):
+    for name in progress.track(list(states[0]), "combinations"):
+        first = states[0][name].detach()
         models = [[state[name].detach()] for state in states[1:]] if first.is_floating_point() else []
         for state, row in zip(out, table, strict=True):
             state[name] = weighted_sum([first], models, row[1:])[0] if models else first.clone()

@@ -153,9 +153,9 @@ def cart_landscape(
     spectrum = CartSpectrum(base, finetuned, max_rank_ratio=top, svd=svd, progress=progress)
     ranks = [spectrum.state(rank_ratio=ratio, scale=scale) for ratio in grid.tolist()]
     states = [base, *finetuned, *ranks]
-    plane = principal_plane(states)
+    plane = principal_plane(states, progress=progress)
     radius = float(np.abs(plane.coordinates).max())
-    corners = combinations(states, plane.weights(np.array([[0, 0], [radius, 0], [0, radius]])))
+    corners = combinations(states, plane.weights(np.array([[0, 0], [radius, 0], [0, radius]])), progress=progress)
     edits = EncoderEdits(encoder, corners[0], corners[1:], splits, heads, **options)
     surface = landscape(edits, plane, points=points, margin=margin, radius=radius, progress=progress)
     del edits, corners

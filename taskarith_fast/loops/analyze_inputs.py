@@ -67,7 +67,8 @@ class Inputs:
         """The base edited along the task vectors."""
         kind = LinearizedEdits if self.linearized else EncoderEdits
         chosen = self.vectors if vectors is None else vectors
-        return kind(self.copied_encoder(), self.theta_0, chosen, self.splits(split), self.heads, **self.options)
+        with self.progress.stage("models"):
+            return kind(self.copied_encoder(), self.theta_0, chosen, self.splits(split), self.heads, **self.options)
 
     def merged_edits(self, method: str, parameters: Mapping[str, Any], split: str | None = None) -> AnyEdits:
         """The models merged by a method; task arithmetic is the sum of the task vectors."""

@@ -25,7 +25,7 @@ def disentanglement(
     if points < 1 or not low <= high:
         raise ArgumentError(f"points must be at least 1 and low at most high, got {points} and {low}, {high}")
     return analysis.disentanglement_error(
-        inputs.edits(), scales=np.linspace(low, high, points).tolist(), distance=distance, pair=(pair[0], pair[-1]),
+        inputs.edits(), scales=np.linspace(low, high, points).tolist(), distance=distance, pair=tuple(pair),
         progress=inputs.progress,
     )  # fmt: skip
 
@@ -35,8 +35,8 @@ def cosine(inputs: Inputs) -> dict[str, Any]:
     if any(is_vector(v) for v in inputs.vectors):
         deltas = inputs.deltas()
         zeros = {name: delta.new_zeros(()).expand(delta.shape) for name, delta in deltas[0].items()}
-        return {"cosine": analysis.cosine_map(zeros, deltas)}
-    return {"cosine": analysis.cosine_map(inputs.theta_0, inputs.vectors)}
+        return {"cosine": analysis.cosine_map(zeros, deltas, progress=inputs.progress)}
+    return {"cosine": analysis.cosine_map(inputs.theta_0, inputs.vectors, progress=inputs.progress)}
 
 
 def localization(inputs: Inputs, *, scale: float = 1.0) -> analysis.AccuracyRatios:
