@@ -188,6 +188,9 @@ def _write(
             for theme in THEMES
             for figure, image in figures_of(name, found, theme=theme).items()
         }
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    for old in (path for theme in THEMES for path in folder.glob(f"{name}[.-]*{theme}.png") if path.name not in files):
+        old.unlink()  # of an earlier run, which other numbers went with
     files[f"{name}.json"] = (json.dumps(record, indent=1) + "\n").encode()
     for file, content in files.items():
         with staged(folder / file, directory=False) as temporary:

@@ -19,14 +19,15 @@ from taskarith_fast.loops.merge import SCALES
 
 def disentanglement(
     inputs: Inputs, *, low: float = -3.0, high: float = 3.0, points: int = 20, distance: str = "prediction",
-    pair: Sequence[int] = (0, 1),
+    pair: Sequence[int] = (0, 1), scales_1: Sequence[float] = (), scales_2: Sequence[float] = (),
 ) -> analysis.Disentanglement:  # fmt: skip
-    """Weight disentanglement error of a pair of tasks on a square grid of scales."""
+    """Weight disentanglement error of a pair of tasks on a grid: n x n points from low to high, or any two lists."""
     if points < 1 or not low <= high:
         raise ArgumentError(f"points must be at least 1 and low at most high, got {points} and {low}, {high}")
+    grid = np.linspace(low, high, points).tolist()
     return analysis.disentanglement_error(
-        inputs.edits(), scales=np.linspace(low, high, points).tolist(), distance=distance, pair=tuple(pair),
-        progress=inputs.progress,
+        inputs.edits(), scales=scales_1 or grid, scales_2=scales_2 or scales_1 or grid, distance=distance,
+        pair=tuple(pair), progress=inputs.progress,
     )  # fmt: skip
 
 

@@ -131,6 +131,14 @@ def test_the_numbers_are_those_of_the_function(folder):
     assert arrays["tasks"].tolist() == list(NAMES) and arrays["models"].tolist() == list(NAMES)
 
 
+def test_a_grid_may_be_any_two_lists(folder):
+    words = ("-p", "scales_1=[0,1]", "-p", "scales_2=[-1,0,2]", "-p", "distance=representation")
+    run("disentanglement", *RUNS["disentanglement"], *OUT, *words)
+    arrays = np.load(folder / "out" / "disentanglement.npz")
+    assert arrays["error"].shape == (2, 3) and arrays["error"][0, 1] == 0 and arrays["error"][1, 2] > 0
+    assert arrays["by_task"][0, 1, 1] == 0 and arrays["by_task"][1, 0, 2] == 0  # the other task's scale is 0
+
+
 @pytest.mark.parametrize("kind", ["disentanglement", "cosine", "localization", "landscape", "task_count"])
 def test_task_vectors_serve_as_models_do(folder, kind):
     taus = tuple(f"{n}_tau.safetensors" for n in NAMES)
@@ -179,6 +187,11 @@ def test_a_folder_holds_several_analyses_and_is_overwritten_by_name_only(folder)
     with pytest.raises(CheckpointError, match=r"out/cosine.json: exists already; --overwrite replaces it"):
         run("cosine", *RUNS["cosine"], *OUT)
     run("cosine", *RUNS["cosine"], *OUT, "--overwrite")
+    old = folder / "out" / "cosine-old.dark.png"
+    old.touch()
+    run("cosine", *RUNS["cosine"], *OUT, "--overwrite", "--no-figures")
+    assert not old.exists() and not (folder / "out" / "cosine.light.png").exists()
+    assert (folder / "out" / "mask_iou.light.png").exists()
     assert {"cosine.npz", "mask_iou.npz", "notes.txt"} <= {p.name for p in (folder / "out").iterdir()}
 
 
