@@ -76,6 +76,12 @@ def ratio_map(arrays: Arrays) -> Figure:
     return table(arrays["ratio"], rows, arrays["tasks"].tolist(), "accuracy, relative to before", middle=1.0)
 
 
+def drift_map(arrays: Arrays) -> Figure:
+    """Changes of gradients relative to their size before: rows are models, columns tasks."""
+    rows, columns = arrays["models"].tolist(), arrays["tasks"].tolist()
+    return table(arrays["relative"], rows, columns, "squared change of gradients, relative to before", low=0.0)
+
+
 def iou_map(arrays: Arrays) -> Figure:
     """Overlaps of masks."""
     names = arrays["masks"].tolist()

@@ -21,6 +21,7 @@ FIGURES: dict[str, dict[str, Callable[[Arrays], Figure | dict[str, Figure]]]] = 
     "mask_iou": {"": maps.iou_map},
     "prune": {"": maps.ratio_map},
     "perturb": {"": maps.ratio_map},
+    "sensitivity_drift": {"": maps.drift_map},
     "landscape": {"": maps.landscape_map, "-": maps.landscapes_by_task},
     "rank_sweep": {"": lines.rank_figure, "-tasks": lines.rank_by_task},
     "routing": {"": lines.rank_figure, "-tasks": lines.rank_by_task},

@@ -80,6 +80,12 @@ KINDS = {
     "mask_iou": Kind(run.mask_iou, "TaLoS figure 11", "one AND of bits for every two masks", masks=2),
     "prune": Kind(run.prune, "TaLoS figure 1", "(M + 1) V for M masks", tasks="any", masks=1),
     "perturb": Kind(run.perturb, "TaLoS figure 10", "(M + 1) V for M masks", tasks="any", masks=1),
+    "sensitivity_drift": Kind(
+        run.sensitivity_drift,
+        "TaLoS figure 7",
+        "(T + 1) V, each with a backward pass",
+        models=1, tasks="any", samples=_PAPER_SAMPLES,
+    ),
     "landscape": Kind(
         run.landscape,
         "CART figures 4, 7, 8",

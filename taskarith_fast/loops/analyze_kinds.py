@@ -13,8 +13,9 @@ from taskarith_fast.analysis.rank_curves import ORDERS, ORIGINS
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.analyze_cart import RANK_RATIOS, cart_landscape, rank_sweep
 from taskarith_fast.loops.analyze_inputs import Inputs, State, is_vector
-from taskarith_fast.loops.evaluate import StateEvaluator
+from taskarith_fast.loops.evaluate import StateEvaluator, batches_of, load_state
 from taskarith_fast.loops.merge import SCALES
+from taskarith_fast.loops.sensitivity import sensitivity_change
 
 
 def disentanglement(
@@ -107,6 +108,21 @@ def landscape(
     )  # fmt: skip
     own = {name: value for name, value in vars(found).items() if name not in ("surface", "plane", "names")}
     return {**vars(found.surface), **vars(found.plane), **own}
+
+
+def sensitivity_drift(inputs: Inputs, *, labels: str = "sampled", target: str = "logprob") -> dict[str, Any]:
+    """How far per-image gradients move from the base to each model, on every task, over their size at the base."""
+    encoder, states = inputs.copied_encoder(), inputs.states()
+    load_state(encoder, inputs.theta_0)
+    found = [
+        sensitivity_change(
+            encoder, batches_of(encoder, split, image_size=None, **inputs.options), states, head=inputs.heads[name],
+            labels=labels, target=target, seed=inputs.seed, progress=inputs.progress,
+        )
+        for name, split in inputs.splits().items()
+    ]  # fmt: skip
+    change, start = np.array([f.change for f in found]).T, np.array([f.start for f in found])
+    return {"change": change, "start": start, "relative": change / start}
 
 
 def mask_share(inputs: Inputs, *, split_qkv: bool = True) -> dict[str, Any]:

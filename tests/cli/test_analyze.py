@@ -82,6 +82,7 @@ RUNS = {
     "mask_iou": MASKS,
     "prune": (*BASE, *TASKS, *MASKS),
     "perturb": (*BASE, *TASKS, *MASKS),
+    "sensitivity_drift": (*BASE, *MODELS, *TASKS, "-p", "labels=label"),
     "landscape": (*BASE, *MODELS, *TASKS, "-p", "points=3", *RANKS),
     "rank_sweep": (*BASE, *MODELS, *TASKS, *RANKS),
     "routing": (*BASE, *MODELS, *TASKS, *RANKS),
@@ -92,7 +93,8 @@ RUNS = {
 FOUND = {
     "disentanglement": ("error", (3, 3)), "cosine": ("cosine", (2, 2)), "localization": ("ratio", (2, 2)),
     "mask_share": ("density", (2, 42)), "mask_iou": ("iou", (2, 2)), "prune": ("ratio", (2, 2)),
-    "perturb": ("ratio", (2, 2)), "landscape": ("loss", (3, 3, 2)), "rank_sweep": ("accuracy", (2, 2, 3, 2)),
+    "perturb": ("ratio", (2, 2)), "sensitivity_drift": ("relative", (2, 2)),
+    "landscape": ("loss", (3, 3, 2)), "rank_sweep": ("accuracy", (2, 2, 3, 2)),
     "routing": ("accuracy", (2, 2, 3, 2)), "task_count": ("accuracy", (3, 2)), "lambda_curve": ("accuracy", (3, 2)),
     "radar": ("accuracy", (2, 2)),
 }  # fmt: skip
@@ -129,6 +131,31 @@ def test_the_numbers_are_those_of_the_function(folder):
     np.testing.assert_array_equal(arrays["by_task"], expected.by_task)
     np.testing.assert_array_equal(arrays["error"], expected.error)
     assert arrays["tasks"].tolist() == list(NAMES) and arrays["models"].tolist() == list(NAMES)
+
+
+def test_the_drift_is_that_of_gradients_image_by_image(folder):
+    run("sensitivity_drift", *RUNS["sensitivity_drift"], *OUT, "--no-figures")
+    arrays = np.load(folder / "out" / "sensitivity_drift.npz")
+    base = edited.base()
+    split, head = find_task("twos.npz").splits["test"], random_head(16, 10, seed=1).requires_grad_(False)
+    pixels, labels = edited.pixels(split), split.get(range(len(split)))[1]
+
+    def gradients(state):
+        encoder = vit().eval()
+        encoder.load_state_dict(state)
+        weights = list(encoder.parameters())
+        for image, label in zip(pixels, labels, strict=True):
+            log_p = head(encoder(image[None])).log_softmax(-1)[0, label]
+            yield torch.cat([g.flatten() for g in torch.autograd.grad(log_p, weights)]).double()
+
+    before = list(gradients(base))
+    start = float(torch.stack([g.square().sum() for g in before]).mean())
+    assert arrays["start"][1] == pytest.approx(start, rel=1e-4)
+    for t in range(2):
+        pairs = zip(gradients(edited.moved(base, t + 1)), before, strict=True)
+        change = float(torch.stack([(a - b).square().sum() for a, b in pairs]).mean())
+        assert arrays["change"][t, 1] == pytest.approx(change, rel=1e-3)
+        assert arrays["relative"][t, 1] == pytest.approx(change / start, rel=1e-3)
 
 
 def test_a_grid_may_be_any_two_lists(folder):
