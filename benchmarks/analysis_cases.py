@@ -44,7 +44,7 @@ def disentanglement(points: int = 20, images: int = 256, depth: int = 8, *, line
 
     def ours() -> np.ndarray:
         kind = LinearizedEdits if linearized else EncoderEdits
-        edits = kind(copy.deepcopy(encoder), base, states, splits, heads)
+        edits = kind(encoder, base, states, splits, heads)
         return disentanglement_error(edits, scales=scales).error
 
     def predictions(model: nn.Module, name: str) -> Tensor:

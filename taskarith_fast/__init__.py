@@ -36,7 +36,6 @@ _NAMES = {
     "EncoderEdits": "taskarith_fast.loops.edits",
     "LinearizedEdits": "taskarith_fast.loops.edits",
     "analysis_kinds": "taskarith_fast.loops.analyze",
-    "analyze": "taskarith_fast.loops.analyze",
     "MergedEdits": "taskarith_fast.loops.merged_edits",
     "load_encoder": "taskarith_fast.models",
     "zero_shot_head": "taskarith_fast.models",

@@ -68,7 +68,7 @@ class Inputs:
         kind = LinearizedEdits if self.linearized else EncoderEdits
         chosen = self.vectors if vectors is None else vectors
         with self.progress.stage("models"):
-            return kind(self.copied_encoder(), self.theta_0, chosen, self.splits(split), self.heads, **self.options)
+            return kind(self.its_encoder, self.theta_0, chosen, self.splits(split), self.heads, **self.options)
 
     def merged_edits(self, method: str, parameters: Mapping[str, Any], split: str | None = None) -> AnyEdits:
         """The models merged by a method; task arithmetic is the sum of the task vectors."""
@@ -77,7 +77,7 @@ class Inputs:
         if self.linearized:
             raise ArgumentError(f"linearized models are merged by task_arithmetic alone, got method {method!r}")
         return MergedEdits(
-            self.copied_encoder(), self.theta_0, self.states(), self.splits(split), self.heads, method=method,
+            self.its_encoder, self.theta_0, self.states(), self.splits(split), self.heads, method=method,
             parameters=parameters, **self.options,
         )  # fmt: skip
 
@@ -98,11 +98,16 @@ class Inputs:
             raise ArgumentError("base must be given for this analysis, got None")
         return self.base
 
-    def copied_encoder(self) -> nn.Module:
-        """A copy of the encoder to work on."""
+    @property
+    def its_encoder(self) -> nn.Module:
+        """The encoder."""
         if self.encoder is None:
             raise ArgumentError("encoder must be given for this analysis, got None")
-        return copy.deepcopy(self.encoder)
+        return self.encoder
+
+    def copied_encoder(self) -> nn.Module:
+        """A copy of the encoder to work on."""
+        return copy.deepcopy(self.its_encoder)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def landscape(
 ) -> dict[str, Any]:  # fmt: skip
     """Loss on the models' principal plane, with CART's way along the rank and task arithmetic's along the scale."""
     found = cart_landscape(
-        inputs.copied_encoder(), inputs.theta_0, inputs.states(), inputs.splits(), inputs.heads, points=points,
+        inputs.its_encoder, inputs.theta_0, inputs.states(), inputs.splits(), inputs.heads, points=points,
         margin=margin, rank_ratios=rank_ratios, scale=scale, scales=scales, svd=svd, progress=inputs.progress,
         **inputs.options,
     )  # fmt: skip

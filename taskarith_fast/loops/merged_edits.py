@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taskarith_fast import data
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.loops.edits import WrittenEdits
+from taskarith_fast.loops.answers import State, WrittenEdits
 from taskarith_fast.loops.evaluate import load_state
 from taskarith_fast.merging import merge
 from taskarith_fast.merging.common import check_compatible
 from taskarith_fast.merging.direction import Direction
 from taskarith_fast.merging.methods import find_method
 from taskarith_fast.merging.sharing import direction_of
-
-State = Mapping[str, Tensor]
 
 
 class MergedEdits(WrittenEdits):
