@@ -105,7 +105,7 @@ def test_tables_larger_than_one_upload_arrive_whole(name):
     case = next(case for case in KERNELS if case.op.name == name)
     base, finetuned = task_lists([(3, 5), (1,), (9,)], 200, torch.float32)
     tables = {
-        "dare": (torch.rand(200, 3, dtype=torch.float64), torch.arange(600).reshape(200, 3), 2**31),
+        "dare": (torch.rand(200, 3).double(), torch.arange(600).reshape(200, 3), 2**31, torch.zeros(3).long()),
         "tall_mask": (torch.full((200,), 0.01, dtype=torch.float64),),
         "ties_merge": (
             torch.full((1, 200), 0.01),
