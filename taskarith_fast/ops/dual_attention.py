@@ -108,6 +108,7 @@ OP = define_op(
     dual_attention_fake,
     backward=_backward,
     setup_context=_setup_context,
+    triton=True,
 )
 
 
