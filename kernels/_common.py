@@ -67,3 +67,19 @@ def store_rows(x, first, count, values, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     """Write a tile of a contiguous matrix, rounded to its type."""
     start, place, inside = tile(first, WIDTH, count, WIDTH, ROWS, COLUMNS)
     tl.store(x + start + place, values.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def half_word(words, half):
+    """Half-word `half` of a Philox block, the lower half of each word first (csrc/math/philox.h)."""
+    low = tl.where(half < 2, words[0], words[1])
+    high = tl.where(half < 6, words[2], words[3])
+    return (tl.where(half < 4, low, high) >> (half % 2 * 16).to(tl.uint32)) & 0xFFFF
+
+
+@triton.jit
+def philox_block(counter, level, key):
+    """The four words with counter words (counter mod 2^32, counter / 2^32, level, 0): csrc/math/philox.h."""
+    counter = counter.to(tl.uint64)
+    low, high = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
+    return tl.philox(key, low, high, tl.zeros_like(low) + level, tl.zeros_like(low))

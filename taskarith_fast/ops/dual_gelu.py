@@ -65,6 +65,7 @@ OP = define_op(
     dual_gelu_fake,
     backward=_backward,
     setup_context=_setup_context,
+    triton=True,
 )
 
 

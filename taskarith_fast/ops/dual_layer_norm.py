@@ -113,6 +113,7 @@ OP = define_op(
     dual_layer_norm_fake,
     backward=_backward,
     setup_context=_setup_context,
+    triton=True,
 )
 
 

@@ -37,7 +37,7 @@ def pack_bits_fake(masks: list[Tensor]) -> list[Tensor]:
     return [mask.new_empty(((mask.numel() + 7) // 8,), dtype=torch.uint8) for mask in masks]
 
 
-OP = define_op("pack_bits", SCHEMA, pack_bits_reference, pack_bits_fake)
+OP = define_op("pack_bits", SCHEMA, pack_bits_reference, pack_bits_fake, triton=True)
 
 
 def pack_bits(masks: Sequence[Tensor], *, backend: str = "auto") -> list[Tensor]:

@@ -32,7 +32,7 @@ def unpack_bits_fake(bits: list[Tensor], numels: list[int]) -> list[Tensor]:
     return [packed.new_empty((numel,), dtype=torch.bool) for packed, numel in zip(bits, numels, strict=True)]
 
 
-OP = define_op("unpack_bits", SCHEMA, unpack_bits_reference, unpack_bits_fake)
+OP = define_op("unpack_bits", SCHEMA, unpack_bits_reference, unpack_bits_fake, triton=True)
 
 
 def unpack_bits(bits: Sequence[Tensor], shapes: Sequence[Sequence[int]], *, backend: str = "auto") -> list[Tensor]:

@@ -32,7 +32,7 @@ def where_bits_fake(bits: list[Tensor], on: list[Tensor], off: list[Tensor]) -> 
     return [torch.empty_like(b, memory_format=torch.contiguous_format) for b in off]
 
 
-OP = define_op("where_bits", SCHEMA, where_bits_reference, where_bits_fake)
+OP = define_op("where_bits", SCHEMA, where_bits_reference, where_bits_fake, triton=True)
 
 
 def where_bits(
