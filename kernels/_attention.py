@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from taskarith_fast.kernels._common import load_rows, product
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -14,6 +16,18 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def head(x, strides, batch, index):
     """The first row of one head of a tensor [B, H, rows, width]."""
     return x + batch * strides[0] + index * strides[1]
+
+
+@triton.jit
+def products_of_rows(
+    a, a_first, a_stride, a_count, b, b_first, b_stride, b_count, total,
+    WIDTH: tl.constexpr, A: tl.constexpr, B: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """total + a @ b^T for A rows of one matrix and B rows of another, CHUNK columns at a time."""
+    for column in tl.range(0, WIDTH, CHUNK, loop_unroll_factor=1):
+        x = load_rows(a, a_first, a_stride, a_count, WIDTH, A, CHUNK, column)
+        total = product(x, tl.trans(load_rows(b, b_first, b_stride, b_count, WIDTH, B, CHUNK, column)), total)
+    return total
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import triton
 import triton.language as tl
@@ -43,29 +44,29 @@ def add_product(total, p, x):
 
 
 @triton.jit
-def tile(first, stride, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where rows first, first + 1, ... of a matrix [count, WIDTH] lie, and which of them are inside of it.
+def tile(first, stride, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, column=0):
+    """Where ROWS x COLUMNS values of a matrix [count, WIDTH], from row `first`, lie, and which are inside of it.
 
     Only the offset of the first row takes 64 bits: `stride` is below 2^24 (see `heads`).
     """
-    rows, columns = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    rows, columns = tl.arange(0, ROWS)[:, None], column + tl.arange(0, COLUMNS)[None, :]
     inside = rows < count - first
-    if WIDTH != COLUMNS:
+    if WIDTH % COLUMNS != 0:
         inside = inside & (columns < WIDTH)
     return first.to(tl.int64) * stride, rows * stride + columns, inside
 
 
 @triton.jit
-def load_rows(x, first, stride, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def load_rows(x, first, stride, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, column=0):
     """A tile of a matrix, zero outside of it."""
-    start, place, inside = tile(first, stride, count, WIDTH, ROWS, COLUMNS)
+    start, place, inside = tile(first, stride, count, WIDTH, ROWS, COLUMNS, column)
     return tl.load(x + start + place, mask=inside, other=0.0)
 
 
 @triton.jit
-def store_rows(x, first, count, values, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def store_rows(x, first, count, values, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, column=0):
     """Write a tile of a contiguous matrix, rounded to its type."""
-    start, place, inside = tile(first, WIDTH, count, WIDTH, ROWS, COLUMNS)
+    start, place, inside = tile(first, WIDTH, count, WIDTH, ROWS, COLUMNS, column)
     tl.store(x + start + place, values.to(x.dtype.element_ty), mask=inside)
 
 
@@ -83,3 +84,21 @@ def philox_block(counter, level, key):
     counter = counter.to(tl.uint64)
     low, high = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
     return tl.philox(key, low, high, tl.zeros_like(low) + level, tl.zeros_like(low))
+
+
+@triton.jit
+def load_double(x, place, inside):
+    """Values of a storage type in float64."""
+    return tl.load(x + place, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
+
+
+@triton.jit
+def join(parts):
+    """A float64 number from the two float32 that `split` made of it: launches carry no float64."""
+    return tl.cast(parts[0], tl.float64) + tl.cast(parts[1], tl.float64)
+
+
+def split(number: float) -> tuple[float, float]:
+    """The nearest float32, and what is left: 48 bits of a float64."""
+    high = struct.unpack("f", struct.pack("f", number))[0]
+    return high, number - high

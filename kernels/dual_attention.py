@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from taskarith_fast.kernels._attention import block_of, fits, head, heads, seen_scores
-from taskarith_fast.kernels._common import add_product, load_rows, product, store_rows
+from taskarith_fast.kernels._attention import block_of, fits, head, heads, products_of_rows, seen_scores
+from taskarith_fast.kernels._common import add_product, load_rows, store_rows
 from taskarith_fast.ops.dual_attention import dual_attention_reference
 
 
@@ -21,18 +21,19 @@ def _dual_attention_kernel(
     q, dq, k, dk, v, dv, mask, y, dy,
     q_strides, dq_strides, k_strides, dk_strides, v_strides, dv_strides, mask_strides, count, queries, keys, scale,
     CAUSAL: tl.constexpr, WITH_VALUE: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     MOVES: tl.constexpr = dq is not None or dk is not None
     VALUE: tl.constexpr = WITH_VALUE or MOVES
-    tiles = tl.cdiv(queries, BLOCK_M)
-    item = tl.program_id(0) // tiles
+    tiles, parts = tl.cdiv(queries, BLOCK_M), tl.cdiv(E, BLOCK_E)
+    column = tl.program_id(0) % parts * BLOCK_E
+    first = tl.program_id(0) // parts % tiles * BLOCK_M
+    item = tl.program_id(0) // parts // tiles
     b, h = (item // count).to(tl.int64), (item % count).to(tl.int64)
-    first = tl.program_id(0) % tiles * BLOCK_M
 
-    queries_tile = load_rows(head(q, q_strides, b, h), first, q_strides[2], queries, D, BLOCK_M, BLOCK_D)
+    q = head(q, q_strides, b, h)
     if dq is not None:
-        steps_tile = load_rows(head(dq, dq_strides, b, h), first, dq_strides[2], queries, D, BLOCK_M, BLOCK_D)
+        dq = head(dq, dq_strides, b, h)
     k, v = head(k, k_strides, b, h), head(v, v_strides, b, h)
     if dk is not None:
         dk = head(dk, dk_strides, b, h)
@@ -51,29 +52,35 @@ def _dual_attention_kernel(
         end = tl.minimum(keys, first + BLOCK_M)
     for block in range(0, tl.cdiv(end, BLOCK_N)):
         start = tl.cast(block, tl.int32) * BLOCK_N
-        keys_tile = tl.trans(load_rows(k, start, k_strides[2], keys, D, BLOCK_N, BLOCK_D))
-        s = seen_scores(
-            product(queries_tile, keys_tile), scale, mask, mask_strides, first, start, queries, keys,
-            False, CAUSAL, BLOCK_M, BLOCK_N,
+        s = products_of_rows(
+            q, first, q_strides[2], queries, k, start, k_strides[2], keys,
+            tl.zeros([BLOCK_M, BLOCK_N], tl.float32), D, BLOCK_M, BLOCK_N, CHUNK,
         )  # fmt: skip
+        s = seen_scores(
+            s, scale, mask, mask_strides, first, start, queries, keys, False, CAUSAL, BLOCK_M, BLOCK_N
+        )
         new_top = tl.maximum(top, tl.max(s, 1))
         shift = tl.where(new_top == float("-inf"), 0.0, new_top)
         p = tl.exp2(s - shift[:, None])
         fade = tl.exp2(top - shift)
         top = new_top
         weight = weight * fade + tl.sum(p, 1)
-        values_tile = load_rows(v, start, v_strides[2], keys, E, BLOCK_N, BLOCK_E)
+        values_tile = load_rows(v, start, v_strides[2], keys, E, BLOCK_N, BLOCK_E, column)
         if VALUE:
             value = add_product(value * fade[:, None], p, values_tile)
         tangent = tangent * fade[:, None]
         if dv is not None:
-            tangent = add_product(tangent, p, load_rows(dv, start, dv_strides[2], keys, E, BLOCK_N, BLOCK_E))
+            tangent = add_product(tangent, p, load_rows(dv, start, dv_strides[2], keys, E, BLOCK_N, BLOCK_E, column))
         if MOVES:
-            ds = None
+            ds = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if dq is not None:
-                ds = product(steps_tile, keys_tile)
+                ds = products_of_rows(
+                    dq, first, dq_strides[2], queries, k, start, k_strides[2], keys, ds, D, BLOCK_M, BLOCK_N, CHUNK
+                )
             if dk is not None:
-                ds = product(queries_tile, tl.trans(load_rows(dk, start, dk_strides[2], keys, D, BLOCK_N, BLOCK_D)), ds)
+                ds = products_of_rows(
+                    q, first, q_strides[2], queries, dk, start, dk_strides[2], keys, ds, D, BLOCK_M, BLOCK_N, CHUNK
+                )
             ds *= p * scale
             step = step * fade + tl.sum(ds, 1)
             tangent = add_product(tangent, ds, values_tile)
@@ -86,8 +93,8 @@ def _dual_attention_kernel(
     if MOVES:
         tangent -= (step * inverse)[:, None] * value
     if WITH_VALUE:
-        store_rows(y + at, first, queries, value, E, BLOCK_M, BLOCK_E)
-    store_rows(dy + at, first, queries, tangent, E, BLOCK_M, BLOCK_E)
+        store_rows(y + at, first, queries, value, E, BLOCK_M, BLOCK_E, column)
+    store_rows(dy + at, first, queries, tangent, E, BLOCK_M, BLOCK_E, column)
 
 
 def dual_attention_triton(
@@ -110,9 +117,10 @@ def dual_attention_triton(
     if dy.numel() == 0:
         return y, dy
     tensors, strides = zip(*(heads(t) for t in (q, dq, k, dk, v, dv)), strict=True)
+    items = q.shape[0] * q.shape[1]
     meta = tiles_of(q.dtype, q.shape[-1], v.shape[-1])
     with torch.cuda.device_of(q):
-        _dual_attention_kernel[(q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], meta["BLOCK_M"]),)](
+        _dual_attention_kernel[(items * triton.cdiv(q.shape[2], meta["BLOCK_M"]) * triton.cdiv(v.shape[3], meta["BLOCK_E"]),)](
             *tensors, mask, y, dy, *strides, (0,) * 4 if mask is None else mask.stride(),
             q.shape[1], q.shape[2], k.shape[2], scale, causal, with_value, **meta,
         )  # fmt: skip
@@ -122,13 +130,14 @@ def dual_attention_triton(
 def tiles_of(dtype: torch.dtype, depth: int, width: int) -> dict[str, int]:
     """Tile sides, and warps and pipeline stages, for heads of this size."""
     wide = max(depth, width) > 64
+    chunk, part = 64, 64
     if dtype == torch.float32:
         sides = {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
     elif wide:
         sides = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     else:
         sides = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
-    return {"D": depth, "E": width, "BLOCK_D": block_of(depth), "BLOCK_E": block_of(width), **sides}
+    return {"D": depth, "E": width, "CHUNK": min(block_of(depth), chunk), "BLOCK_E": min(block_of(width), part), **sides}
 
 
 def _compiled(kind: str, dtype: torch.dtype, size: int, present: str, masked: bool, causal: bool) -> tuple:

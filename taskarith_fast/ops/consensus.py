@@ -44,7 +44,7 @@ def consensus_fake(
     return [torch.empty_like(b, memory_format=torch.contiguous_format) for b in base]
 
 
-OP = define_op("consensus", SCHEMA, consensus_reference, consensus_fake)
+OP = define_op("consensus", SCHEMA, consensus_reference, consensus_fake, triton=True)
 
 
 def consensus(

@@ -92,7 +92,7 @@ def dare_fake(
     return [torch.empty_like(b, memory_format=torch.contiguous_format) for b in base]
 
 
-OP = define_op("dare", SCHEMA, dare_reference, dare_fake)
+OP = define_op("dare", SCHEMA, dare_reference, dare_fake, triton=True)
 
 
 def stream(seed: int, task: int, name: str) -> int:

@@ -57,7 +57,7 @@ def tall_mask_fake(base: list[Tensor], finetuned: list[Tensor], lambdas: Tensor)
     return [b.new_empty((lambdas.shape[0], (b.numel() + 7) // 8), dtype=torch.uint8) for b in base]
 
 
-OP = define_op("tall_mask", SCHEMA, tall_mask_reference, tall_mask_fake)
+OP = define_op("tall_mask", SCHEMA, tall_mask_reference, tall_mask_fake, triton=True)
 
 
 def tall_mask(
