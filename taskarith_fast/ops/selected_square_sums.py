@@ -40,7 +40,7 @@ def selected_square_sums_fake(
     return like.new_empty(len(tensors), dtype=torch.float64)
 
 
-OP = define_op("selected_square_sums", SCHEMA, selected_square_sums_reference, selected_square_sums_fake)
+OP = define_op("selected_square_sums", SCHEMA, selected_square_sums_reference, selected_square_sums_fake, triton=True)
 
 
 def selected_square_sums(

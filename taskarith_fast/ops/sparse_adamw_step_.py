@@ -64,7 +64,7 @@ def sparse_adamw_step_fake(*args: object) -> None:
     return None
 
 
-OP = define_op("sparse_adamw_step_", SCHEMA, sparse_adamw_step_reference, sparse_adamw_step_fake)
+OP = define_op("sparse_adamw_step_", SCHEMA, sparse_adamw_step_reference, sparse_adamw_step_fake, triton=True)
 
 
 def sparse_adamw_step_(

@@ -56,7 +56,7 @@ def sparse_sgd_step_fake(*args: object) -> None:
     return None
 
 
-OP = define_op("sparse_sgd_step_", SCHEMA, sparse_sgd_step_reference, sparse_sgd_step_fake)
+OP = define_op("sparse_sgd_step_", SCHEMA, sparse_sgd_step_reference, sparse_sgd_step_fake, triton=True)
 
 
 def sparse_sgd_step_(

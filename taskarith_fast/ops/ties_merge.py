@@ -153,7 +153,7 @@ def ties_merge_fake(
     return [torch.empty_like(b, memory_format=torch.contiguous_format) for b in base]
 
 
-OP = define_op("ties_merge", SCHEMA, ties_merge_reference, ties_merge_fake)
+OP = define_op("ties_merge", SCHEMA, ties_merge_reference, ties_merge_fake, triton=True)
 
 
 def ties_merge(

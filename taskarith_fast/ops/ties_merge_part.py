@@ -61,7 +61,7 @@ def ties_merge_part_fake(
     return [*merged, thresholds.new_empty(2, dtype=torch.int64)]
 
 
-OP = define_op("ties_merge_part", SCHEMA, ties_merge_part_reference, ties_merge_part_fake)
+OP = define_op("ties_merge_part", SCHEMA, ties_merge_part_reference, ties_merge_part_fake, triton=True)
 
 
 def ties_merge_part(

@@ -31,7 +31,7 @@ def ties_square_sums_fake(
     return torch.empty_like(start)
 
 
-OP = define_op("ties_square_sums", SCHEMA, ties_square_sums_reference, ties_square_sums_fake)
+OP = define_op("ties_square_sums", SCHEMA, ties_square_sums_reference, ties_square_sums_fake, triton=True)
 
 
 def ties_square_sums(

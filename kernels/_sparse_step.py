@@ -1,0 +1,129 @@
+"""What the optimizers' steps share in Triton: the gradient's factor, values in and out, random rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from taskarith_fast.kernels._common import INTERPRETED, half_word, philox_block
+from taskarith_fast.kernels._selection import SPLITS, TILE, programs, selection_arguments
+
+
+@triton.jit
+def fused(a, b, c):
+    """a b + c, rounded once."""
+    if INTERPRETED:
+        return (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
+    return tl.fma(a, b, c)
+
+
+@triton.jit
+def rounded_product(a, b):
+    """a b, rounded by itself: compilers contract a b + c to one rounding, where and as they like."""
+    if INTERPRETED:
+        return a * b
+    return tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def scalar_like(number, x):
+    """A launch's scalar as a tile of the shape of x."""
+    return tl.zeros_like(x) + number
+
+
+@triton.jit
+def gradient_factor(clip, grad_scale, MAXIMIZE: tl.constexpr):
+    """What every gradient is multiplied with: clipping, the inverse of the loss scale, the sign."""
+    factor = tl.full([], -1.0 if MAXIMIZE else 1.0, tl.float32)
+    if clip is not None:
+        factor *= tl.load(clip)
+    if grad_scale is not None:
+        factor = tl.div_rn(factor, tl.load(grad_scale))
+    return factor
+
+
+@triton.jit
+def load_weight(param, master, entry, j, inside):
+    """The weights that are updated: master copies, or the parameter's own."""
+    if master is not None:
+        return tl.load(master + j, mask=inside, other=0.0)
+    return tl.load(param + entry, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_gradient(grad, entry, j, inside, factor, COMPACT: tl.constexpr):
+    """Gradients in float32, times `factor`; compact ones lie at j."""
+    place = j if COMPACT else entry
+    g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+    return rounded_product(g, scalar_like(factor, g))
+
+
+@triton.jit
+def store_weight(param, master, stream, step, entry, j, inside, p, AT_RANDOM: tl.constexpr):
+    """New weights p into the parameter, rounded to nearest or at random, and into the master copies."""
+    if master is not None:
+        tl.store(master + j, p, mask=inside)
+    if AT_RANDOM:
+        words = philox_block(j // 8, tl.cast(step, tl.int64).to(tl.uint32), tl.cast(stream, tl.int64))
+        p = _round_at_random(p, half_word(words, j % 8), param.dtype.element_ty)
+    tl.store(param + entry, p.to(param.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _round_at_random(x, random, KIND: tl.constexpr):
+    """A value of KIND next to x, by the 16 random bits (csrc/math/stochastic_rounding.h)."""
+    bits = x.to(tl.uint32, bitcast=True)
+    if KIND == tl.bfloat16:
+        rounded = ((bits + random) & 0xFFFF0000).to(tl.float32, bitcast=True)
+        return tl.where((bits & 0x7F800000) == 0x7F800000, x, rounded)
+    magnitude = bits & 0x7FFFFFFF
+    exponent = tl.maximum((magnitude >> 23).to(tl.int32), 113)  # float16's smallest is 2^-14
+    quantum = ((exponent - 10) << 23).to(tl.float32, bitcast=True)
+    inverse = ((264 - tl.minimum(exponent, 142)) << 23).to(tl.float32, bitcast=True)
+    units = magnitude.to(tl.float32, bitcast=True) * inverse
+    whole = tl.floor(units)
+    whole += (units - whole > random.to(tl.float32) * 1.52587890625e-05).to(tl.float32)
+    rounded = (whole * quantum).to(tl.uint32, bitcast=True) | (bits & 0x80000000)
+    return tl.where(exponent > 142, x, rounded.to(tl.float32, bitcast=True))
+
+
+def tensors_of(
+    params: list[Tensor], grads: list[Tensor], masters: list[Tensor], items: list[Tensor], offsets: list[Tensor],
+    streams: list[int],
+) -> Iterator[tuple[int, tuple[Any, ...], dict[str, Any], int]]:  # fmt: skip
+    """Index, arguments, constants and grid of every parameter that has entries."""
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        if not param.numel():
+            continue
+        at_random = bool(streams) and param.dtype != torch.float32
+        master = masters[i] if masters else None
+        selection = selection_arguments(items[i], offsets[i])
+        arguments = (param, grad.contiguous(), master, *selection, streams[i] if at_random else 0)
+        constants = {"COMPACT": grad.numel() != param.numel(), "AT_RANDOM": at_random, "SPLITS": SPLITS, "TILE": TILE}
+        yield i, arguments, constants, programs(param.numel())
+
+
+def compiled(name: str, scalars: tuple[str, ...], states: tuple[str, ...], flags: dict[str, bool]) -> list[tuple]:
+    """COMPILED of a step's kernel: types of parameters, forms of selection, gradient and rounding."""
+    everything = {"items": "*i16:16", "starts": "*i64:16", "offsets": "*i64:16"}
+    pointers = {"clip": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32"}
+    cases = []
+    for kind, master, form, at_random in (
+        ("fp32", False, ("items", "offsets"), False),
+        ("fp32", False, (), False),
+        ("bf16", False, ("items", "starts", "offsets"), True),
+        ("fp16", False, ("items", "offsets"), True),
+        ("bf16", True, ("items", "offsets"), False),
+    ):
+        given = {n: everything[n] for n in form} | ({"master": "*fp32:16"} if master else {})
+        signature = {"param": f"*{kind}:16", "grad": f"*{kind}:16", **given, "stream": "i64", "numel": "i32"}
+        signature |= dict.fromkeys(states, "*fp32:16") | pointers | dict.fromkeys(scalars, "fp32") | {"step": "i32"}
+        absent = {n: None for n in ("master", *everything) if n not in given}
+        constants = {"COMPACT": False, "AT_RANDOM": at_random, "SPLITS": SPLITS, "TILE": TILE}
+        cases.append((name, signature, absent | constants | flags))
+    return cases

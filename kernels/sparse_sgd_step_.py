@@ -1,0 +1,75 @@
+"""sparse_sgd_step_ in Triton: a launch a tensor, over compact positions (csrc/math/sgd.h)."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from taskarith_fast.kernels._selection import selected_entries, selected_range
+from taskarith_fast.kernels._sparse_step import (
+    compiled,
+    fused,
+    gradient_factor,
+    load_gradient,
+    load_weight,
+    rounded_product,
+    scalar_like,
+    store_weight,
+    tensors_of,
+)
+
+
+@triton.jit(do_not_specialize=["stream", "step"])
+def _sparse_sgd_step_kernel(
+    param, grad, master, items, starts, offsets, stream, buffer, clip, grad_scale, found_inf, numel,
+    weight_decay, momentum, rest, lr, step, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
+    COMPACT: tl.constexpr, AT_RANDOM: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    if found_inf is not None:
+        if tl.load(found_inf) != 0:  # noqa: SIM102: the first is decided at compile time
+            return
+    factor = gradient_factor(clip, grad_scale, MAXIMIZE)
+    begin, end = selected_range(offsets, numel, SPLITS, TILE)
+    for first in range(begin, end, SPLITS * TILE):
+        j = first + tl.arange(0, TILE).to(tl.int64)
+        inside = j < end
+        entry = selected_entries(items, starts, offsets, j, inside, SPLITS)
+        p = load_weight(param, master, entry, j, inside)
+        g = load_gradient(grad, entry, j, inside, factor, COMPACT)
+        g = fused(scalar_like(weight_decay, p), p, g)
+        if buffer is not None:
+            b = tl.load(buffer + j, mask=inside, other=0.0)
+            b = fused(scalar_like(rest, g), g, rounded_product(b, scalar_like(momentum, b)))
+            tl.store(buffer + j, b, mask=inside)
+            if NESTEROV:
+                g = fused(scalar_like(momentum, b), b, g)
+            else:
+                g = b
+        p = fused(scalar_like(lr, g), g, p)
+        store_weight(param, master, stream, step, entry, j, inside, p, AT_RANDOM)
+
+
+def sparse_sgd_step__triton(
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], masters: list[Tensor], items: list[Tensor],
+    offsets: list[Tensor], streams: list[int], clip: Tensor | None, grad_scale: Tensor | None,
+    found_inf: Tensor | None, lr: float, momentum: float, dampening: float, weight_decay: float, nesterov: bool,
+    step: int, maximize: bool,
+) -> None:  # fmt: skip
+    """The op's own signature."""
+    scalars = (weight_decay, momentum, 1.0 if step == 1 else 1 - dampening, -lr)
+    for i, arguments, constants, grid in tensors_of(params, grads, masters, items, offsets, streams):
+        with torch.cuda.device_of(params[i]):
+            _sparse_sgd_step_kernel[(grid,)](
+                *arguments, buffers[i] if buffers else None, clip, grad_scale, found_inf, params[i].numel(),
+                *scalars, step, NESTEROV=nesterov, MAXIMIZE=maximize, **constants,
+            )  # fmt: skip
+
+
+COMPILED = compiled(
+    "_sparse_sgd_step_kernel",
+    ("weight_decay", "momentum", "rest", "lr"),
+    ("buffer",),
+    {"NESTEROV": True, "MAXIMIZE": False},
+)
