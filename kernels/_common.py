@@ -30,17 +30,19 @@ def add_product(total, p, x):
     for bfloat16 and 22 for float16, whose values TF32 holds exactly.
     """
     if x.dtype == tl.float32:
-        return tl.dot(p, x, total, input_precision=FLOAT32)
-    if x.dtype == tl.bfloat16:
+        total = tl.dot(p, x, total, input_precision=FLOAT32)
+    elif x.dtype == tl.bfloat16:
         leading = p.to(tl.bfloat16)
         rest = (p - leading.to(tl.float32)).to(tl.bfloat16)
         if INTERPRETED:
             leading, rest, x = leading.to(tl.float32), rest.to(tl.float32), x.to(tl.float32)
-        return tl.dot(rest, x, tl.dot(leading, x, total))
-    leading = (p.to(tl.int32, bitcast=True) & TF32_BITS).to(tl.float32, bitcast=True)
-    x = x.to(tl.float32)
-    total = tl.dot(leading, x, total, input_precision="tf32")
-    return tl.dot(p - leading, x, total, input_precision="tf32")
+        total = tl.dot(rest, x, tl.dot(leading, x, total))
+    else:
+        leading = (p.to(tl.int32, bitcast=True) & TF32_BITS).to(tl.float32, bitcast=True)
+        x = x.to(tl.float32)
+        total = tl.dot(leading, x, total, input_precision="tf32")
+        total = tl.dot(p - leading, x, total, input_precision="tf32")
+    return total
 
 
 @triton.jit

@@ -27,19 +27,21 @@ def selected_range(offsets, numel, SPLITS: tl.constexpr, TILE: tl.constexpr):
 @triton.jit
 def selected_entries(items, starts, offsets, j, inside, SPLITS: tl.constexpr):
     """The entries at the compact positions j; `starts` holds each run's first compact position, None without runs."""
-    if offsets is None:
-        return j
     block = tl.program_id(0).to(tl.int64) // SPLITS
-    if starts is None:
-        return block * 65536 + (tl.load(items + j, mask=inside, other=0).to(tl.int64) & 0xFFFF)
-    low = tl.zeros_like(j) + tl.load(offsets + 2 * block + 1)  # the last run that starts at j or before
-    high = tl.zeros_like(j) + tl.load(offsets + 2 * block + 3)
-    for _ in range(16):  # a block has at most 32,768 runs
-        middle = (low + high) // 2
-        before = tl.load(starts + middle, mask=inside & (low < middle), other=0) <= j
-        low, high = tl.where(before, middle, low), tl.where(before, high, middle)
-    first = tl.load(items + 2 * low, mask=inside, other=0).to(tl.int64) & 0xFFFF
-    return block * 65536 + first + (j - tl.load(starts + low, mask=inside, other=0))
+    if offsets is None:
+        entries = j
+    elif starts is None:
+        entries = block * 65536 + (tl.load(items + j, mask=inside, other=0).to(tl.int64) & 0xFFFF)
+    else:
+        low = tl.zeros_like(j) + tl.load(offsets + 2 * block + 1)  # the last run that starts at j or before
+        high = tl.zeros_like(j) + tl.load(offsets + 2 * block + 3)
+        for _ in range(16):  # a block has at most 32,768 runs
+            middle = (low + high) // 2
+            before = tl.load(starts + middle, mask=inside & (low < middle), other=0) <= j
+            low, high = tl.where(before, middle, low), tl.where(before, high, middle)
+        first = tl.load(items + 2 * low, mask=inside, other=0).to(tl.int64) & 0xFFFF
+        entries = block * 65536 + first + (j - tl.load(starts + low, mask=inside, other=0))
+    return entries
 
 
 def selection_arguments(items: Tensor, offsets: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -18,16 +18,20 @@ from taskarith_fast.kernels._selection import SPLITS, TILE, programs, selection_
 def fused(a, b, c):
     """a b + c, rounded once."""
     if INTERPRETED:
-        return (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
-    return tl.fma(a, b, c)
+        result = (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
+    else:
+        result = tl.fma(a, b, c)
+    return result
 
 
 @triton.jit
 def rounded_product(a, b):
     """a b, rounded by itself: compilers contract a b + c to one rounding, where and as they like."""
     if INTERPRETED:
-        return a * b
-    return tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], tl.float32, is_pure=True, pack=1)
+        result = a * b
+    else:
+        result = tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], tl.float32, True, 1)
+    return result
 
 
 @triton.jit
@@ -51,8 +55,10 @@ def gradient_factor(clip, grad_scale, MAXIMIZE: tl.constexpr):
 def load_weight(param, master, entry, j, inside):
     """The weights that are updated: master copies, or the parameter's own."""
     if master is not None:
-        return tl.load(master + j, mask=inside, other=0.0)
-    return tl.load(param + entry, mask=inside, other=0.0).to(tl.float32)
+        p = tl.load(master + j, mask=inside, other=0.0)
+    else:
+        p = tl.load(param + entry, mask=inside, other=0.0).to(tl.float32)
+    return p
 
 
 @triton.jit
@@ -79,8 +85,15 @@ def _round_at_random(x, random, KIND: tl.constexpr):
     """A value of KIND next to x, by the 16 random bits (csrc/math/stochastic_rounding.h)."""
     bits = x.to(tl.uint32, bitcast=True)
     if KIND == tl.bfloat16:
-        rounded = ((bits + random) & 0xFFFF0000).to(tl.float32, bitcast=True)
-        return tl.where((bits & 0x7F800000) == 0x7F800000, x, rounded)
+        fixed = (bits & 0x7F800000) == 0x7F800000
+        rounded = (bits + random) & 0xFFFF0000
+    else:
+        fixed, rounded = _round_to_float16(bits, random)
+    return tl.where(fixed, x, rounded.to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def _round_to_float16(bits, random):
     magnitude = bits & 0x7FFFFFFF
     exponent = tl.maximum((magnitude >> 23).to(tl.int32), 113)  # float16's smallest is 2^-14
     quantum = ((exponent - 10) << 23).to(tl.float32, bitcast=True)
@@ -88,8 +101,7 @@ def _round_at_random(x, random, KIND: tl.constexpr):
     units = magnitude.to(tl.float32, bitcast=True) * inverse
     whole = tl.floor(units)
     whole += (units - whole > random.to(tl.float32) * 1.52587890625e-05).to(tl.float32)
-    rounded = (whole * quantum).to(tl.uint32, bitcast=True) | (bits & 0x80000000)
-    return tl.where(exponent > 142, x, rounded.to(tl.float32, bitcast=True))
+    return exponent > 142, (whole * quantum).to(tl.uint32, bitcast=True) | (bits & 0x80000000)
 
 
 def tensors_of(

@@ -118,7 +118,7 @@ def dual_attention_triton(
         return y, dy
     tensors, strides = zip(*(heads(t) for t in (q, dq, k, dk, v, dv)), strict=True)
     items = q.shape[0] * q.shape[1]
-    meta = tiles_of(q.dtype, q.shape[-1], v.shape[-1])
+    meta = tiles_of(q.dtype, q.shape[-1], v.shape[-1], mask is not None)
     with torch.cuda.device_of(q):
         _dual_attention_kernel[(items * triton.cdiv(q.shape[2], meta["BLOCK_M"]) * triton.cdiv(v.shape[3], meta["BLOCK_E"]),)](
             *tensors, mask, y, dy, *strides, (0,) * 4 if mask is None else mask.stride(),
@@ -127,17 +127,19 @@ def dual_attention_triton(
     return y, dy
 
 
-def tiles_of(dtype: torch.dtype, depth: int, width: int) -> dict[str, int]:
-    """Tile sides, and warps and pipeline stages, for heads of this size."""
+def tiles_of(dtype: torch.dtype, depth: int, width: int, masked: bool) -> dict[str, int]:
+    """Tile sides, warps and pipeline stages for heads of this size: the largest that spill no register."""
     wide = max(depth, width) > 64
-    chunk, part = 64, 64
     if dtype == torch.float32:
-        sides = {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
-    elif wide:
-        sides = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
+        n, chunk, part, stages = 16, 16, 32, 1
+    elif dtype == torch.bfloat16:
+        n, chunk, part, stages = 16 if masked and not wide else 32, 32 if wide else 64, 64, 2
     else:
-        sides = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
-    return {"D": depth, "E": width, "CHUNK": min(block_of(depth), chunk), "BLOCK_E": min(block_of(width), part), **sides}
+        n, chunk, part, stages = 16, 32 if wide else 64, 32 if wide else 64, 2
+    return {
+        "D": depth, "E": width, "CHUNK": min(block_of(depth), chunk), "BLOCK_E": min(block_of(width), part),
+        "BLOCK_M": 64, "BLOCK_N": n, "num_warps": 4, "num_stages": stages,
+    }  # fmt: skip
 
 
 def _compiled(kind: str, dtype: torch.dtype, size: int, present: str, masked: bool, causal: bool) -> tuple:
@@ -153,7 +155,7 @@ def _compiled(kind: str, dtype: torch.dtype, size: int, present: str, masked: bo
     else:
         constants["mask_strides"] = (0,) * 4
     signature |= {"count": "i32", "queries": "i32", "keys": "i32", "scale": "fp32"}
-    return "_dual_attention_kernel", signature, constants | tiles_of(dtype, size, size)
+    return "_dual_attention_kernel", signature, constants | tiles_of(dtype, size, size, masked)
 
 
 COMPILED = [

@@ -14,12 +14,14 @@ BLOCK = 1024
 def _slope(x, FORM: tl.constexpr):
     if FORM == "none":
         density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
-        return 0.5 + 0.5 * tl.erf(0.7071067811865475 * x) + x * density
-    if FORM == "tanh":
+        slope = 0.5 + 0.5 * tl.erf(0.7071067811865475 * x) + x * density
+    elif FORM == "tanh":
         s = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))  # (1 + tanh u) / 2 = sigmoid(2 u)
-        return s + x * s * (1.0 - s) * (1.5957691216057308 * (1.0 + 0.134145 * x * x))
-    s = tl.sigmoid(1.702 * x)
-    return s + 1.702 * x * s * (1.0 - s)
+        slope = s + x * s * (1.0 - s) * (1.5957691216057308 * (1.0 + 0.134145 * x * x))
+    else:
+        s = tl.sigmoid(1.702 * x)
+        slope = s + 1.702 * x * s * (1.0 - s)
+    return slope
 
 
 @triton.jit
