@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from taskarith_fast.kernels._common import load_rows, product
 from torch import Tensor
 
-from taskarith_fast.kernels._common import load_rows, product
-
+KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -16,6 +18,15 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def head(x, strides, batch, index):
     """The first row of one head of a tensor [B, H, rows, width]."""
     return x + batch * strides[0] + index * strides[1]
+
+
+@triton.jit
+def place_of(parts, rows, count, SIDE: tl.constexpr):
+    """A program's column part, first row, item, batch and head; programs of one item follow each other."""
+    tiles = tl.cdiv(rows, SIDE)
+    item = tl.program_id(0) // parts // tiles
+    first = tl.program_id(0) // parts % tiles * SIDE
+    return tl.program_id(0) % parts, first, item, (item // count).to(tl.int64), (item % count).to(tl.int64)
 
 
 @triton.jit
@@ -63,11 +74,36 @@ def heads(x: Tensor | None) -> tuple[Tensor | None, tuple[int, ...]]:
     return x, x.stride()[:3]
 
 
-def block_of(width: int) -> int:
-    """The tile side that holds a head of this size."""
+def fits(q: Tensor, v: Tensor) -> bool:
+    """Whether the kernels take heads of this size and type."""
+    return max(q.shape[-1], v.shape[-1]) <= 128 and q.dtype in KINDS.values()
+
+
+def attention_tiles(dtype: torch.dtype, depth: int, width: int, masked: bool) -> dict[str, int]:
+    """SIDE rows of the result and STEP of the other side, columns by CHUNK and PART: the largest that spill nothing."""
+    wide = max(depth, width) > 64
+    if dtype == torch.float32:
+        step, chunk, part, stages = 16, 16, 32, 1
+    elif dtype == torch.bfloat16:
+        step, chunk, part, stages = 16 if masked and not wide else 32, 32 if wide else 64, 64, 2
+    else:
+        step, chunk, part, stages = 16, 32 if wide else 64, 32 if wide else 64, 2
+    blocks = {"CHUNK": min(_block_of(depth), chunk), "PART": min(_block_of(width), part)}
+    return blocks | {"SIDE": 64, "STEP": step, "num_warps": 4, "num_stages": stages}
+
+
+def _block_of(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def fits(q: Tensor, v: Tensor) -> bool:
-    """Whether the kernels take heads of this size and type."""
-    return max(q.shape[-1], v.shape[-1]) <= 128 and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
+def launch_signature(
+    names: tuple[str, ...], kind: str, size: int, masked: bool, causal: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """COMPILED's signature and constants of a launch whose tensors are `names`, for heads of `size`."""
+    signature: dict[str, Any] = dict.fromkeys(names, f"*{kind}:16")
+    signature |= {f"{name}_strides": ("i32:16",) * 3 for name in names}
+    signature |= {"count": "i32", "queries": "i32", "keys": "i32", "scale": "fp32"}
+    constants = {"CAUSAL": causal, "D": size, "E": size} | attention_tiles(KINDS[kind], size, size, masked)
+    if masked:
+        return signature | {"mask": "*fp32:16", "mask_strides": ("i32",) * 4}, constants
+    return signature, constants | {"mask": None, "mask_strides": (0,) * 4}

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from taskarith_fast.kernels._common import INTERPRETED, half_word, philox_block
 from taskarith_fast.kernels._selection import SPLITS, TILE, programs, selection_arguments
+from torch import Tensor
 
 
 @triton.jit
@@ -84,7 +83,7 @@ def store_weight(param, master, stream, step, entry, j, inside, p, AT_RANDOM: tl
 def _round_at_random(x, random, KIND: tl.constexpr):
     """A value of KIND next to x, by the 16 random bits (csrc/math/stochastic_rounding.h)."""
     bits = x.to(tl.uint32, bitcast=True)
-    if KIND == tl.bfloat16:
+    if KIND == tl.bfloat16:  # noqa: SIM300
         fixed = (bits & 0x7F800000) == 0x7F800000
         rounded = (bits + random) & 0xFFFF0000
     else:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from taskarith_fast.kernels._common import join, load_double, split
 from torch import Tensor
 
-from taskarith_fast.kernels._common import join, load_double, split
 from taskarith_fast.ops.kth_magnitude import row_count
 
 BLOCK = 512
@@ -185,7 +185,14 @@ COMPILED = [
     *(_compiled("_ties_square_sums_kernel", kind, row, sums="*fp64:16") for kind in ("fp32", "bf16") for row in (0, 1)),
     *(
         _compiled(
-            "_ties_merge_kernel", kind, row, out=f"*{kind}:16", majority=majority, **_MERGE, ELECT=elect, COMBINE=combine
+            "_ties_merge_kernel",
+            kind,
+            row,
+            out=f"*{kind}:16",
+            majority=majority,
+            **_MERGE,
+            ELECT=elect,
+            COMBINE=combine,
         )
         for kind in ("fp32", "bf16")
         for row, majority, elect, combine in (

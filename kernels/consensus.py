@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from taskarith_fast.kernels._common import join, load_double, split
 from taskarith_fast.kernels.tall_mask import is_needed, total_delta
+from torch import Tensor
 
 BLOCK = 512
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from taskarith_fast.kernels._common import half_word, load_double, philox_block
+from torch import Tensor
 
 BLOCKS = 128  # Philox blocks of a program
 

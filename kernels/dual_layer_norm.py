@@ -9,9 +9,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _dual_layer_norm_kernel(
-    x, dx, weight, dweight, dbias, dy, width, eps, CENTERED: tl.constexpr, BLOCK: tl.constexpr
-):
+def _dual_layer_norm_kernel(x, dx, weight, dweight, dbias, dy, width, eps, CENTERED: tl.constexpr, BLOCK: tl.constexpr):
     start = tl.program_id(0).to(tl.int64) * width
     i = tl.arange(0, BLOCK)
     inside = i < width
@@ -64,7 +62,8 @@ def _meta(width: int) -> dict[str, int]:
 COMPILED = [
     (
         "_dual_layer_norm_kernel",
-        {n: f"*{kind}:16" for n in ("x", "dx", "weight", "dweight", "dbias", "dy")} | {"width": "i32:16", "eps": "fp32"},
+        {n: f"*{kind}:16" for n in ("x", "dx", "weight", "dweight", "dbias", "dy")}
+        | {"width": "i32:16", "eps": "fp32"},
         {"CENTERED": centered, **_meta(width)},
     )
     for kind in ("fp32", "bf16", "fp16")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from taskarith_fast.kernels._common import load_double
 from taskarith_fast.kernels._selection import (
     SPLITS,
@@ -16,6 +14,7 @@ from taskarith_fast.kernels._selection import (
     selected_range,
     selection_arguments,
 )
+from torch import Tensor
 
 
 @triton.jit

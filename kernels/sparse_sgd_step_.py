@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from taskarith_fast.kernels._selection import selected_entries, selected_range
 from taskarith_fast.kernels._sparse_step import (
     compiled,
@@ -19,6 +17,7 @@ from taskarith_fast.kernels._sparse_step import (
     store_weight,
     tensors_of,
 )
+from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["stream", "step"])
@@ -27,8 +26,8 @@ def _sparse_sgd_step_kernel(
     weight_decay, momentum, rest, lr, step, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
     COMPACT: tl.constexpr, AT_RANDOM: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    if found_inf is not None:
-        if tl.load(found_inf) != 0:  # noqa: SIM102: the first is decided at compile time
+    if found_inf is not None:  # noqa: SIM102 - decided at compile time
+        if tl.load(found_inf) != 0:
             return
     factor = gradient_factor(clip, grad_scale, MAXIMIZE)
     begin, end = selected_range(offsets, numel, SPLITS, TILE)

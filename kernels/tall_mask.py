@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from taskarith_fast.kernels._common import load_double
+from torch import Tensor
 
 BYTES = 64
 

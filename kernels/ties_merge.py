@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from taskarith_fast.kernels._ties import merge, parts, square_sums
+from torch import Tensor
 
 
 def ties_merge_triton(

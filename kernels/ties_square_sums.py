@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from taskarith_fast.kernels._ties import parts, square_sums
+from torch import Tensor
 
 
 def ties_square_sums_triton(

@@ -12,9 +12,7 @@ TASKS_PER_LAUNCH = 16
 
 
 @triton.jit
-def _weighted_sum_backward_kernel(
-    grad, base, finetuned, sums, numel, tasks, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
-):
+def _weighted_sum_backward_kernel(grad, base, finetuned, sums, numel, tasks, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
     chunk = tl.program_id(0).to(tl.int64)
     for t in tl.static_range(len(finetuned)):
         total = tl.zeros([BLOCK], tl.float64)

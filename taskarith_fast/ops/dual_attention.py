@@ -8,7 +8,8 @@ For every batch and head, with s = scale q k^T + mask and p = softmax(s) by rows
 The registered operator computes a strip of query rows at a time: of the four [L, S] matrices no more than a strip
 exists. y comes with dy, or is left out where the model's own attention has computed it already. dy is linear in
 (dq, dk, dv), and its gradient by them is the ordinary one of attention at (q, k, v): torch's kernel, started again in
-the backward pass, so that only q, k, v are kept. Absent tangents (None) cost nothing.
+the backward pass, so that only q, k, v are kept; on a GPU in deterministic mode, where torch's may add in any order,
+``dual_attention_backward``. Absent tangents (None) cost nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
 from taskarith_fast.ops._dual import backend_of, check_pair, wide
+from taskarith_fast.ops.dual_attention_backward import OP as backward_op
+from taskarith_fast.ops.dual_attention_backward import attention_weights
 
 SCHEMA = (
     "(Tensor q, Tensor? dq, Tensor k, Tensor? dk, Tensor v, Tensor? dv, Tensor? mask, bool causal, float scale, "
@@ -45,13 +48,7 @@ def dual_attention_reference(
     dtype = q.dtype
     q, k, v = wide(q), wide(k), wide(v)
     dq, dk, dv = (None if t is None else wide(t) for t in (dq, dk, dv))
-    scores = scale * q @ k.transpose(-1, -2)
-    if mask is not None:
-        scores = scores + mask.to(scores.dtype)
-    if causal:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-        scores = scores.masked_fill(~seen, -torch.inf)
-    p = torch.softmax(scores, -1).nan_to_num(0.0)  # a row that sees nothing is zero, as torch has it
+    p = attention_weights(q, k, mask, causal, scale)
     y = p @ v
     dy = torch.zeros_like(y)
     if dq is not None or dk is not None:
@@ -91,13 +88,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(ctx: Any, _: Any, grad: Tensor) -> tuple[Any, ...]:
     q, k, v, mask = ctx.saved_tensors
     by = ctx.needs_input_grad
+    if grad.is_cuda and torch.are_deterministic_algorithms_enabled():
+        asked = by[1:6:2]
+        grads = backward_op(grad, q, k, v, mask, ctx.causal, ctx.scale, *asked, backend=backend_of(q, "auto"))
+        by_dq, by_dk, by_dv = (g if needed else None for g, needed in zip(grads, asked, strict=True))
+        return None, by_dq, None, by_dk, None, by_dv, None, None, None, None
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_(needed) for t, needed in zip((q, k, v), by[1:6:2], strict=True)]
         added = None if mask is None else mask.to(q.dtype)
         a, b, c = leaves
         y = F.scaled_dot_product_attention(a, b, c, attn_mask=added, is_causal=ctx.causal, scale=ctx.scale)
-    grads = iter(torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad))
-    by_dq, by_dk, by_dv = (next(grads) if t.requires_grad else None for t in leaves)
+    found = iter(torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad))
+    by_dq, by_dk, by_dv = (next(found) if t.requires_grad else None for t in leaves)
     return None, by_dq, None, by_dk, None, by_dv, None, None, None, None
 
 

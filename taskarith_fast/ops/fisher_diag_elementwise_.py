@@ -33,7 +33,9 @@ def fisher_diag_elementwise_fake(fisher: Tensor, grad_y: Tensor, x: Tensor | Non
     return None
 
 
-OP = define_op("fisher_diag_elementwise_", SCHEMA, fisher_diag_elementwise_reference, fisher_diag_elementwise_fake, triton=True)
+OP = define_op(
+    "fisher_diag_elementwise_", SCHEMA, fisher_diag_elementwise_reference, fisher_diag_elementwise_fake, triton=True
+)
 
 
 def fisher_diag_elementwise_(

@@ -39,7 +39,9 @@ def weighted_sum_backward_fake(grads: list[Tensor], base: list[Tensor], finetune
     return like.new_empty((len(finetuned) // len(base) if base else 0, len(base)), dtype=torch.float64)
 
 
-OP = define_op("weighted_sum_backward", SCHEMA, weighted_sum_backward_reference, weighted_sum_backward_fake, triton=True)
+OP = define_op(
+    "weighted_sum_backward", SCHEMA, weighted_sum_backward_reference, weighted_sum_backward_fake, triton=True
+)
 
 
 def weighted_sum_backward(
