@@ -139,7 +139,7 @@ def dual_attention(
         mask: Broadcasts to [B, H, L, S]: bool (True = is seen) or added to the scores; None sees all.
         causal: Query i sees keys 0 to i only; not together with a mask.
         scale: Factor of the scores; 1 / sqrt(d) if None.
-        backend: "auto", "reference" or "cpu", of both.
+        backend: "auto", "reference", "cpu" or "triton", of both.
 
     Returns:
         y of shape [B, H, L, e], without gradient, and dy, differentiable by the tangents; None if there is no

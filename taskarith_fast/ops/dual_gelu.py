@@ -78,7 +78,7 @@ def dual_gelu(
         x: Any shape.
         dx: Tangent of x, or None.
         approximate: "none" (erf), "tanh" or "quick" (x sigmoid(1.702 x), as in OpenAI's CLIP).
-        backend: "auto", "reference", "cpu", "cuda" or "cuda_emulated", of dy.
+        backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated", of dy.
 
     Returns:
         y like x, without gradient, and dy, differentiable by dx; None if dx is.

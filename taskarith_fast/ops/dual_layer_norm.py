@@ -138,7 +138,7 @@ def dual_layer_norm(
         dweight: Tangent of the weight, or None.
         dbias: Tangent of the bias, or None.
         eps: Added to the variance.
-        backend: "auto", "reference", "cpu", "cuda" or "cuda_emulated", of dy.
+        backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated", of dy.
 
     Returns:
         y of shape [..., D], without gradient, and dy, differentiable by the tangents; None if there is no tangent.
