@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, BLOCKS = 1024, 4  # a chunk is BLOCKS times BLOCK elements
+BLOCK, BLOCKS = 512, 8  # a chunk is BLOCKS times BLOCK elements
 TASKS_PER_LAUNCH = 16
 
 
