@@ -1,4 +1,4 @@
-"""What attention's kernels share: where a head lies, scores in units of log 2, tile sizes."""
+"""What attention's kernels share: tiles of a head's rows, scores in units of log 2, weighted sums, tile sizes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from taskarith_fast.kernels._common import load_rows, product
+from taskarith_fast.kernels._products import TF32, TF32X3, add_product
 from torch import Tensor
 
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOG2E = tl.constexpr(1.4426950408889634)
+TF32_BITS = tl.constexpr(-8192)  # sign, exponent and the ten leading bits of a float32
 
 
 @triton.jit
@@ -30,6 +31,33 @@ def place_of(parts, rows, count, SIDE: tl.constexpr):
 
 
 @triton.jit
+def _tile(first, stride, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, column=0):
+    """Where ROWS x COLUMNS values of a matrix [count, WIDTH], from row `first`, lie, and which are inside of it.
+
+    Only the offset of the first row takes 64 bits: `stride` is below 2^24 (see `heads`).
+    """
+    rows, columns = tl.arange(0, ROWS)[:, None], column + tl.arange(0, COLUMNS)[None, :]
+    inside = rows < count - first
+    if WIDTH % COLUMNS != 0:
+        inside = inside & (columns < WIDTH)
+    return first.to(tl.int64) * stride, rows * stride + columns, inside
+
+
+@triton.jit
+def load_rows(x, first, stride, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, column=0):
+    """A tile of a matrix, zero outside of it."""
+    start, place, inside = _tile(first, stride, count, WIDTH, ROWS, COLUMNS, column)
+    return tl.load(x + start + place, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_rows(x, first, count, values, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, column=0):
+    """Write a tile of a contiguous matrix, rounded to its type."""
+    start, place, inside = _tile(first, WIDTH, count, WIDTH, ROWS, COLUMNS, column)
+    tl.store(x + start + place, values.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def products_of_rows(
     a, a_first, a_stride, a_count, b, b_first, b_stride, b_count, total,
     WIDTH: tl.constexpr, A: tl.constexpr, B: tl.constexpr, CHUNK: tl.constexpr,
@@ -37,7 +65,27 @@ def products_of_rows(
     """total + a @ b^T for A rows of one matrix and B rows of another, CHUNK columns at a time."""
     for column in tl.range(0, WIDTH, CHUNK, loop_unroll_factor=1):
         x = load_rows(a, a_first, a_stride, a_count, WIDTH, A, CHUNK, column)
-        total = product(x, tl.trans(load_rows(b, b_first, b_stride, b_count, WIDTH, B, CHUNK, column)), total)
+        y = load_rows(b, b_first, b_stride, b_count, WIDTH, B, CHUNK, column)
+        total = add_product(total, x, tl.trans(y), TF32X3)
+    return total
+
+
+@triton.jit
+def add_weighted(total, p, x):
+    """total + p @ x for a float32 tile p and a tile x of a storage type.
+
+    Tensor cores round p to their own type. Two products, of the leading bits of p and of the rest, keep 16 bits of p
+    for bfloat16 and 22 for float16, whose values TF32 holds exactly.
+    """
+    if x.dtype == tl.float32:
+        total = add_product(total, p, x, TF32X3)
+    elif x.dtype == tl.bfloat16:
+        leading = p.to(tl.bfloat16)
+        rest = (p - leading.to(tl.float32)).to(tl.bfloat16)
+        total = add_product(add_product(total, leading, x), rest, x)
+    else:
+        leading = (p.to(tl.int32, bitcast=True) & TF32_BITS).to(tl.float32, bitcast=True)
+        total = add_product(add_product(total, leading, x, TF32), p - leading, x, TF32)
     return total
 
 

@@ -1,24 +1,24 @@
 """What kernels with matrix products share: the precision of a product, and the size of a tile.
 
-Operands of one 16-bit type go to the tensor cores, all others are widened and multiplied as float32 proper ("ieee"):
-tf32 would cut 13 of a factor's 23 bits, far outside the error budget. Tensor cores cut off the bits that a sum does not
-hold, always towards zero, so that long sums drift; ``RUN`` rows are summed there, then added with rounding.
+Operands of one 16-bit type go to the tensor cores; all others are widened to float32. Tensor cores cut off the bits
+that a sum does not hold, always towards zero, so that long sums drift: of 16 bits, ``RUN`` rows are summed there, then
+added with rounding. Float32 has no such slack: dense layers multiply it without tensor cores ("ieee"). Attention's sums
+are short, a head's width or a few hundred keys, and take tensor cores for float32 too: three products of parts of 11
+bits ("tf32x3"); one ("tf32") would cut 13 of a factor's 24 bits, far outside the error budget.
 """
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from taskarith_fast.kernels._common import INTERPRETED
 from torch import Tensor
 
 RUN = 320  # a multiple of every tile's depth; holds the tokens of one image of ViT-L/14
-FLOAT32 = tl.constexpr("ieee")
-# The interpreter keeps bfloat16 as integers and would multiply those.
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+IEEE, TF32X3, TF32 = tl.constexpr("ieee"), tl.constexpr("tf32x3"), tl.constexpr("tf32")
 
 
 class Tile(NamedTuple):
@@ -51,8 +51,9 @@ def on_tensor_cores(*operands: Tensor) -> bool:
 
 
 @triton.jit
-def add_product(total, a, b):
-    """total + a b for a float32 tile and two tiles of any storage type."""
+def add_product(total, a, b, FLOAT32: tl.constexpr = IEEE):
+    """total + a b for a float32 tile and two tiles of any storage type; FLOAT32 is the precision of float32 ones."""
+    # The interpreter keeps bfloat16 as integers and would multiply those.
     if INTERPRETED or a.dtype != b.dtype:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision=FLOAT32)

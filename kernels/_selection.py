@@ -5,7 +5,6 @@ A program takes every SPLITS-th tile of one block of 65,536 entries.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,35 +24,44 @@ def selected_range(offsets, numel, SPLITS: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def selected_entries(items, starts, offsets, j, inside, SPLITS: tl.constexpr):
-    """The entries at the compact positions j; `starts` holds each run's first compact position, None without runs."""
+def selected_entries(items, offsets, j, inside, RUNS: tl.constexpr, SPLITS: tl.constexpr):
+    """The entries at the compact positions j; `items` are RUNS or positions."""
     block = tl.program_id(0).to(tl.int64) // SPLITS
     if offsets is None:
         entries = j
-    elif starts is None:
-        entries = block * 65536 + (tl.load(items + j, mask=inside, other=0).to(tl.int64) & 0xFFFF)
-    else:
+    elif RUNS:
+        number = j - tl.load(offsets + 2 * block)
         low = tl.zeros_like(j) + tl.load(offsets + 2 * block + 1)  # the last run that starts at j or before
         high = tl.zeros_like(j) + tl.load(offsets + 2 * block + 3)
         for _ in range(16):  # a block has at most 32,768 runs
             middle = (low + high) // 2
-            before = tl.load(starts + middle, mask=inside & (low < middle), other=0) <= j
+            before = _load_item(items + 2 * middle + 1, inside & (low < middle)) <= number
             low, high = tl.where(before, middle, low), tl.where(before, high, middle)
-        first = tl.load(items + 2 * low, mask=inside, other=0).to(tl.int64) & 0xFFFF
-        entries = block * 65536 + first + (j - tl.load(starts + low, mask=inside, other=0))
+        shift = _load_item(items + 2 * low, inside) - _load_item(items + 2 * low + 1, inside)
+        entries = block * 65536 + number + shift
+    else:
+        entries = block * 65536 + _load_item(items + j, inside)
     return entries
 
 
-def selection_arguments(items: Tensor, offsets: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """items, starts, offsets, as the kernels take them."""
-    if not offsets.numel():
-        return None, None, None
-    if items.dim() == 1:
-        return items, None, offsets
-    lengths = (items[:, 1].long() & 0xFFFF) + 1
-    return items, torch.cumsum(lengths, 0) - lengths, offsets
+@triton.jit
+def _load_item(place, inside):
+    return tl.load(place, mask=inside, other=0).to(tl.int64) & 0xFFFF
+
+
+def selection_arguments(items: Tensor, offsets: Tensor) -> tuple[Tensor | None, Tensor | None, bool]:
+    """items, offsets, RUNS, as the kernels take them."""
+    return (items, offsets, items.dim() == 2) if offsets.numel() else (None, None, False)
 
 
 def programs(numel: int) -> int:
     """How many programs go over a tensor."""
     return triton.cdiv(numel, 65536) * SPLITS
+
+
+# COMPILED's signature and constants of every form: all, positions, runs.
+FORMS: tuple[tuple[dict[str, str], dict[str, bool | None]], ...] = (
+    ({}, {"items": None, "offsets": None, "RUNS": False}),
+    ({"items": "*i16:16", "offsets": "*i64:16"}, {"RUNS": False}),
+    ({"items": "*i16:16", "offsets": "*i64:16"}, {"RUNS": True}),
+)

@@ -1,4 +1,4 @@
-"""What the optimizers' steps share in Triton: the gradient's factor, values in and out, random rounding."""
+"""What the optimizers' steps share in Triton: factor and step number, values in and out, random rounding."""
 
 from __future__ import annotations
 
@@ -8,35 +8,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from taskarith_fast.kernels._common import INTERPRETED, half_word, philox_block
-from taskarith_fast.kernels._selection import SPLITS, TILE, programs, selection_arguments
+from taskarith_fast.kernels._common import half_word, philox_block, rounded_product
+from taskarith_fast.kernels._selection import FORMS, SPLITS, TILE, programs, selection_arguments
 from torch import Tensor
-
-
-@triton.jit
-def fused(a, b, c):
-    """a b + c, rounded once."""
-    if INTERPRETED:
-        result = (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
-    else:
-        result = tl.fma(a, b, c)
-    return result
-
-
-@triton.jit
-def rounded_product(a, b):
-    """a b, rounded by itself: compilers contract a b + c to one rounding, where and as they like."""
-    if INTERPRETED:
-        result = a * b
-    else:
-        result = tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], tl.float32, True, 1)
-    return result
-
-
-@triton.jit
-def scalar_like(number, x):
-    """A launch's scalar as a tile of the shape of x."""
-    return tl.zeros_like(x) + number
 
 
 @triton.jit
@@ -65,16 +39,16 @@ def load_gradient(grad, entry, j, inside, factor, COMPACT: tl.constexpr):
     """Gradients in float32, times `factor`; compact ones lie at j."""
     place = j if COMPACT else entry
     g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
-    return rounded_product(g, scalar_like(factor, g))
+    return rounded_product(g, factor)
 
 
 @triton.jit
-def store_weight(param, master, stream, step, entry, j, inside, p, AT_RANDOM: tl.constexpr):
+def store_weight(param, master, stream, number, entry, j, inside, p, AT_RANDOM: tl.constexpr):
     """New weights p into the parameter, rounded to nearest or at random, and into the master copies."""
     if master is not None:
         tl.store(master + j, p, mask=inside)
     if AT_RANDOM:
-        words = philox_block(j // 8, tl.cast(step, tl.int64).to(tl.uint32), tl.cast(stream, tl.int64))
+        words = philox_block(j // 8, number.to(tl.int64).to(tl.uint32), tl.cast(stream, tl.int64))
         p = _round_at_random(p, half_word(words, j % 8), param.dtype.element_ty)
     tl.store(param + entry, p.to(param.dtype.element_ty), mask=inside)
 
@@ -103,6 +77,13 @@ def _round_to_float16(bits, random):
     return exponent > 142, (whole * quantum).to(tl.uint32, bitcast=True) | (bits & 0x80000000)
 
 
+def numbers_of(params: list[Tensor], steps: list[Tensor], step: int) -> Tensor:
+    """The number of every parameter's step, float64 [L], formed on the device: nothing waits, a graph counts on."""
+    if steps:
+        return torch.cat([done.reshape(1) for done in steps]).double() + 1
+    return torch.full((len(params),), step, dtype=torch.float64, device=params[0].device)
+
+
 def tensors_of(
     params: list[Tensor], grads: list[Tensor], masters: list[Tensor], items: list[Tensor], offsets: list[Tensor],
     streams: list[int],
@@ -121,20 +102,19 @@ def tensors_of(
 
 def compiled(name: str, scalars: tuple[str, ...], states: tuple[str, ...], flags: dict[str, bool]) -> list[tuple]:
     """COMPILED of a step's kernel: types of parameters, forms of selection, gradient and rounding."""
-    everything = {"items": "*i16:16", "starts": "*i64:16", "offsets": "*i64:16"}
-    pointers = {"clip": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32"}
+    all_entries, positions, runs = FORMS
+    pointers = {"clip": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32", "folded": "*fp64:16"}
     cases = []
-    for kind, master, form, at_random in (
-        ("fp32", False, ("items", "offsets"), False),
-        ("fp32", False, (), False),
-        ("bf16", False, ("items", "starts", "offsets"), True),
-        ("fp16", False, ("items", "offsets"), True),
-        ("bf16", True, ("items", "offsets"), False),
+    for kind, master, (form, absent), at_random in (
+        ("fp32", False, positions, False),
+        ("fp32", False, all_entries, False),
+        ("bf16", False, runs, True),
+        ("fp16", False, positions, True),
+        ("bf16", True, positions, False),
     ):
-        given = {n: everything[n] for n in form} | ({"master": "*fp32:16"} if master else {})
-        signature = {"param": f"*{kind}:16", "grad": f"*{kind}:16", **given, "stream": "i64", "numel": "i32"}
-        signature |= dict.fromkeys(states, "*fp32:16") | pointers | dict.fromkeys(scalars, "fp32") | {"step": "i32"}
-        absent = {n: None for n in ("master", *everything) if n not in given}
-        constants = {"COMPACT": False, "AT_RANDOM": at_random, "SPLITS": SPLITS, "TILE": TILE}
-        cases.append((name, signature, absent | constants | flags))
+        signature = {"param": f"*{kind}:16", "grad": f"*{kind}:16", **form, "stream": "i64", "numel": "i32"}
+        signature |= dict.fromkeys(states, "*fp32:16") | pointers | dict.fromkeys(scalars, "fp32") | {"index": "i32"}
+        signature |= {"master": "*fp32:16"} if master else {}
+        constants = {"COMPACT": False, "AT_RANDOM": at_random, "SPLITS": SPLITS, "TILE": TILE, **absent, **flags}
+        cases.append((name, signature, constants if master else {**constants, "master": None}))
     return cases

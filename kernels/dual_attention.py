@@ -10,16 +10,18 @@ import torch
 import triton
 import triton.language as tl
 from taskarith_fast.kernels._attention import (
+    add_weighted,
     attention_tiles,
     fits,
     head,
     heads,
     launch_signature,
+    load_rows,
     place_of,
     products_of_rows,
     seen_scores,
+    store_rows,
 )
-from taskarith_fast.kernels._common import add_product, load_rows, store_rows
 from torch import Tensor
 
 from taskarith_fast.ops.dual_attention import dual_attention_reference
@@ -69,10 +71,10 @@ def _dual_attention_kernel(
         weight = weight * fade + tl.sum(p, 1)
         values_tile = load_rows(v, start, v_strides[2], keys, E, STEP, PART, column * PART)
         if VALUE:
-            value = add_product(value * fade[:, None], p, values_tile)
+            value = add_weighted(value * fade[:, None], p, values_tile)
         tangent = tangent * fade[:, None]
         if dv is not None:
-            tangent = add_product(tangent, p, load_rows(dv, start, dv_strides[2], keys, E, STEP, PART, column * PART))
+            tangent = add_weighted(tangent, p, load_rows(dv, start, dv_strides[2], keys, E, STEP, PART, column * PART))
         if MOVES:
             ds = tl.zeros([SIDE, STEP], tl.float32)
             if dq is not None:
@@ -85,7 +87,7 @@ def _dual_attention_kernel(
                 )
             ds *= p * scale
             step = step * fade + tl.sum(ds, 1)
-            tangent = add_product(tangent, ds, values_tile)
+            tangent = add_weighted(tangent, ds, values_tile)
 
     inverse = tl.where(weight > 0, 1.0 / weight, 0.0)
     tangent *= inverse[:, None]

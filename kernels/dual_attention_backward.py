@@ -11,16 +11,18 @@ import torch
 import triton
 import triton.language as tl
 from taskarith_fast.kernels._attention import (
+    add_weighted,
     attention_tiles,
     fits,
     head,
     heads,
     launch_signature,
+    load_rows,
     place_of,
     products_of_rows,
     seen_scores,
+    store_rows,
 )
-from taskarith_fast.kernels._common import add_product, load_rows, store_rows
 from torch import Tensor
 
 from taskarith_fast.ops.dual_attention_backward import dual_attention_backward_reference
@@ -93,7 +95,7 @@ def _attention_queries_kernel(
             grad, first, grad_strides[2], queries, v, start, v_strides[2], keys, zeros, E, SIDE, STEP, CHUNK
         )
         ds = tl.exp2(s - top[:, None]) * (dp - mean[:, None]) * scale
-        total = add_product(total, ds, load_rows(k, start, k_strides[2], keys, D, STEP, PART, column * PART))
+        total = add_weighted(total, ds, load_rows(k, start, k_strides[2], keys, D, STEP, PART, column * PART))
     store_rows(grad_q + at * D, first, queries, total, D, SIDE, PART, column * PART)
 
 
@@ -124,14 +126,14 @@ def _attention_keys_kernel(
         p = tl.exp2(s - top[None, :])
         if grad_v is not None:
             tile = load_rows(grad, first, grad_strides[2], queries, E, STEP, PART, column * PART)
-            by_v = add_product(by_v, p, tile)
+            by_v = add_weighted(by_v, p, tile)
         if grad_k is not None:
             mean = tl.load(dot + at + rows, mask=rows < queries, other=0.0)
             dp = products_of_rows(
                 v, start, v_strides[2], keys, grad, first, grad_strides[2], queries, zeros, E, SIDE, STEP, CHUNK
             )
             ds = p * (dp - mean[None, :]) * scale
-            by_k = add_product(by_k, ds, load_rows(q, first, q_strides[2], queries, D, STEP, PART, column * PART))
+            by_k = add_weighted(by_k, ds, load_rows(q, first, q_strides[2], queries, D, STEP, PART, column * PART))
     if grad_k is not None:
         store_rows(grad_k + item.to(tl.int64) * keys * D, start, keys, by_k, D, SIDE, PART, column * PART)
     if grad_v is not None:

@@ -28,7 +28,7 @@ from torch import Tensor
 @triton.jit
 def _masked_wgrad_adamw_step_kernel(
     param, exp_avg, exp_avg_sq, master, x, grad_y, mask, starts, count, o, k, x_row, x_column, y_row, y_column,
-    sign, decay, rest1, beta2, rest2, root2, eps, step,
+    sign, decay, rest1, rest2, beta2, eps, root2, rate,
     BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     across = tl.cdiv(k, BLOCK_K)
@@ -52,7 +52,7 @@ def _masked_wgrad_adamw_step_kernel(
                 p = tl.load(weight, mask=selected, other=0.0).to(tl.float32)
             else:
                 p = tl.load(master + place, mask=selected, other=0.0)
-            p, m, v = adamw(p, gradient[i] * sign, m, v, decay, rest1, beta2, rest2, root2, eps, step)
+            p, m, v = adamw(p, gradient[i] * sign, m, v, decay, rest1, rest2, beta2, eps, root2, rate)
             tl.store(exp_avg + place, m, mask=selected)
             tl.store(exp_avg_sq + place, v, mask=selected)
             if master is not None:
@@ -82,7 +82,7 @@ def masked_wgrad_adamw_step__triton(
 def _compiled(param: str, kind: str, tile: Tile, master: bool) -> tuple[str, dict[str, str], dict[str, int | None]]:
     signature, constants = compiled_operands(kind, tile)
     signature |= {"param": f"*{param}:16", "exp_avg": "*fp32:16", "exp_avg_sq": "*fp32:16"}
-    signature |= dict.fromkeys(("sign", "decay", "rest1", "beta2", "rest2", "root2", "eps", "step"), "fp32")
+    signature |= dict.fromkeys(("sign", "decay", "rest1", "rest2", "beta2", "eps", "root2", "rate"), "fp32")
     if master:
         return "_masked_wgrad_adamw_step_kernel", {**signature, "master": "*fp32:16"}, constants
     return "_masked_wgrad_adamw_step_kernel", signature, {**constants, "master": None}

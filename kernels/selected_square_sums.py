@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from taskarith_fast.kernels._common import load_double
 from taskarith_fast.kernels._selection import (
+    FORMS,
     SPLITS,
     TILE,
     programs,
@@ -18,13 +19,15 @@ from torch import Tensor
 
 
 @triton.jit
-def _selected_square_sums_kernel(x, items, starts, offsets, sums, numel, SPLITS: tl.constexpr, TILE: tl.constexpr):
+def _selected_square_sums_kernel(
+    x, items, offsets, RUNS: tl.constexpr, sums, numel, SPLITS: tl.constexpr, TILE: tl.constexpr
+):
     begin, end = selected_range(offsets, numel, SPLITS, TILE)
     total = tl.zeros([TILE], tl.float64)
     for first in range(begin, end, SPLITS * TILE):
         j = first + tl.arange(0, TILE).to(tl.int64)
         inside = j < end
-        value = load_double(x, selected_entries(items, starts, offsets, j, inside, SPLITS), inside)
+        value = load_double(x, selected_entries(items, offsets, j, inside, RUNS, SPLITS), inside)
         total += value * value
     tl.store(sums + tl.program_id(0), tl.sum(total))
 
@@ -36,7 +39,7 @@ def selected_square_sums_triton(
     out = (tensors[0] if tensors else torch.empty(0)).new_zeros(len(tensors), dtype=torch.float64)
     for i, x in enumerate(tensors):
         dense = x.numel() == numels[i]
-        selection = selection_arguments(items[i], offsets[i]) if dense else (None, None, None)
+        selection = selection_arguments(items[i], offsets[i]) if dense else (None, None, False)
         if x.numel():
             sums = out.new_empty(programs(x.numel()))
             with torch.cuda.device_of(x):
@@ -48,13 +51,9 @@ def selected_square_sums_triton(
 COMPILED = [
     (
         "_selected_square_sums_kernel",
-        {"x": f"*{kind}:16", **selection, "sums": "*fp64:16", "numel": "i32"},
-        {n: None for n in ("items", "starts", "offsets") if n not in selection} | {"SPLITS": SPLITS, "TILE": TILE},
+        {"x": f"*{kind}:16", **signature, "sums": "*fp64:16", "numel": "i32"},
+        {**constants, "SPLITS": SPLITS, "TILE": TILE},
     )
     for kind in ("fp32", "bf16", "fp16")
-    for selection in (
-        {},
-        {"items": "*i16:16", "offsets": "*i64:16"},
-        {"items": "*i16:16", "starts": "*i64:16", "offsets": "*i64:16"},
-    )
+    for signature, constants in FORMS
 ]

@@ -24,7 +24,6 @@ def ties_merge_part_triton(
     if not thresholds.shape[1]:
         return [*(b.clone(memory_format=torch.contiguous_format) for b in base), tally]
     out = [torch.empty_like(b, memory_format=torch.contiguous_format) for b in base]
-    shares = shares.to(thresholds.device)
     for i, part in parts(base, finetuned, thresholds, cutoffs, scope):
         found = thresholds.new_empty((part.blocks, 2), dtype=torch.int64)
         merge(part, out[i], shares, found, None, scale, elect, combine, undecided)

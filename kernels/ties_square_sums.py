@@ -9,6 +9,6 @@ from torch import Tensor
 def ties_square_sums_triton(
     base: list[Tensor], finetuned: list[Tensor], thresholds: Tensor, cutoffs: Tensor, start: Tensor, scope: str
 ) -> Tensor:
-    """The op's own signature. The result is wanted on the CPU: this waits for the device."""
+    """The op's own signature."""
     tensors = [part for _, part in parts(base, finetuned, thresholds, cutoffs, scope)]
-    return start + square_sums(tensors, thresholds.shape[1], thresholds).to(start.device)
+    return start + square_sums(tensors, thresholds.shape[1], start)

@@ -16,7 +16,7 @@ def _weighted_sum_backward_kernel(grad, base, finetuned, sums, numel, tasks, BLO
     chunk = tl.program_id(0).to(tl.int64)
     for t in tl.static_range(len(finetuned)):
         total = tl.zeros([BLOCK], tl.float64)
-        for block in tl.static_range(BLOCKS):
+        for block in range(BLOCKS):
             i = (chunk * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
             inside = i < numel
             g = tl.load(grad + i, mask=inside, other=0.0).to(tl.float32).to(tl.float64)

@@ -43,7 +43,7 @@ def masked_wgrad_adamw_step_reference(
     selection = Selection.of(unpack_reference(mask, param.numel()))
     sparse_adamw_step_reference(
         [param], [grad], [exp_avg], [exp_avg_sq], [] if master is None else [master], [selection.items],
-        [selection.offsets], [], None, None, None, lr, beta1, beta2, eps, weight_decay, step, maximize,
+        [selection.offsets], [], None, None, None, lr, beta1, beta2, eps, weight_decay, [], step, maximize,
     )  # fmt: skip
 
 
