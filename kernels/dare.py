@@ -68,5 +68,5 @@ COMPILED = [
         },
         {"BLOCKS": BLOCKS},
     )
-    for kind in ("fp32", "bf16", "fp16")
+    for kind in ("fp32", "bf16")
 ]  # fmt: skip
