@@ -38,13 +38,30 @@ def main() -> int:
     facts = machine_facts(options.threads, options.device)
     print("  ".join(f"{k}={v}" for k, v in facts.items() if k != "features"))
     chosen = [c for c in cases if not options.words or any(w in c.name for w in options.words)]
-    results = [_run(case, options) for case in chosen]
+    results: list[dict[str, Any]] = []
+    for case in chosen:
+        results.append(_run_or_fail(case, options))
+        _write(options.json, facts, results)
     if options.device == "cpu" and (not options.words or "startup" in options.words):
         results.append(startup_times())
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": facts, "results": results}, indent=2) + "\n")
+        _write(options.json, facts, results)
     return 1 if any("refused" in r for r in results) else 0
+
+
+def _write(path: Path | None, facts: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """After every case, so that a run that is cut short leaves what it measured."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": facts, "results": results}, indent=2) + "\n")
+
+
+def _run_or_fail(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """One case; if it raises, its error, and the others go on."""
+    try:
+        return _run(case, options)
+    except Exception as error:
+        print(f"  failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return {"case": case.name, "refused": repr(error)}
 
 
 def _run(case: Case, options: argparse.Namespace) -> dict[str, Any]:

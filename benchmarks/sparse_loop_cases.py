@@ -1,7 +1,8 @@
 """A whole iteration of sparse fine-tuning against full fine-tuning: open_clip's ViT-B/32, one tenth of the weights.
 
 ``python -m benchmarks sparse_step`` times them in turn; ``python -m benchmarks.sparse_loop_cases`` prints the peak
-memory of each in a process of its own, above what the process holds before the first iteration.
+memory of each in a process of its own, above what the process holds before the first iteration; with
+``--device cuda``, the peak of what torch allocates on the GPU, weights and optimizer state included.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import shapes
 from benchmarks.clock import peak_resident
 from benchmarks.contest import Contest
 
 DENSITY = 0.1
+MODEL = "ViT-B-32"
 CONTENDERS = ("full", "query_key", "random", "query_key_in_backward")
 
 
-def sparse_step(blocks: int = 12, batch: int = 32) -> Contest:
+def sparse_step(blocks: int = 0, batch: int = 32, model_name: str = MODEL) -> Contest:
     """One iteration at equal precision and by the same matrix products: forward, backward, clip, optimizer."""
-    steps = {name: make_step(name, blocks, batch) for name in CONTENDERS}
+    steps = {name: make_step(name, blocks, batch, model_name) for name in CONTENDERS}
     full = steps.pop("full")
     names = {
         "query_key": "a tenth, in query and key",
@@ -31,15 +34,16 @@ def sparse_step(blocks: int = 12, batch: int = 32) -> Contest:
     return Contest(ours={names[key]: step for key, step in steps.items()}, baselines={"full fine-tuning": full})
 
 
-def make_step(name: str, blocks: int = 12, batch: int = 32) -> Callable[[], Any]:
+def make_step(name: str, blocks: int = 0, batch: int = 32, model_name: str = MODEL) -> Callable[[], Any]:
     """One iteration as a function.
 
     Args:
         name: One of CONTENDERS. TaLoS puts nearly all of its tenth into the query and key rows of the attention's
             input projection; "query_key" spreads it evenly there. "query_key_in_backward" does not clip and steps
             each weight in the backward pass.
-        blocks: Transformer blocks.
+        blocks: Transformer blocks; 0 takes all of the model.
         batch: Images.
+        model_name: open_clip's name of the model.
     """
     import torch
     import torch.nn.functional as F
@@ -48,7 +52,7 @@ def make_step(name: str, blocks: int = 12, batch: int = 32) -> Callable[[], Any]
     from taskarith_fast.optim import SparseAdamW
 
     torch.manual_seed(0)
-    model = load_encoder("open_clip:ViT-B-32", pretrained=False, depth=blocks)
+    model = load_encoder(f"open_clip:{model_name}", pretrained=False, depth=blocks or None)
     head = torch.nn.Linear(model.feature_dim, 10).requires_grad_(False)
     images, labels = torch.randn(batch, 3, 224, 224), torch.randint(0, 10, (batch,))
 
@@ -91,7 +95,7 @@ def make_masks(model: Any, *, everywhere: bool) -> Any:
 
     from taskarith_fast.masks import Masks
 
-    generator = torch.Generator().manual_seed(0)
+    generator = shapes.generator(0)
     weights = {n: p for n, p in model.named_parameters() if "resblocks" in n and p.dim() == 2}
     fused = {n: p for n, p in weights.items() if n.endswith("in_proj_weight")}
     total, places = sum(p.numel() for p in weights.values()), sum(2 * p.numel() // 3 for p in fused.values())
@@ -103,22 +107,49 @@ def make_masks(model: Any, *, everywhere: bool) -> Any:
     return Masks.pack(masks)
 
 
+def on_gpu(name: str, runs: int = 8, **size: Any) -> str:
+    """Peak bytes that torch allocates for some iterations, and the time of one."""
+    import statistics
+
+    import torch
+
+    from benchmarks.clock import CudaClock
+
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with torch.device("cuda"):
+        step = make_step(name, **size)
+    for _ in range(3):
+        step()
+    peak, clock = torch.cuda.max_memory_allocated(), CudaClock()
+    times = [clock.run(step)[0] for _ in range(runs)]
+    median, low, high = (1e3 * f(times) for f in (statistics.median, min, max))
+    return f"{peak / 1e6:8.0f} MB   {median:7.2f} ms  [{low:.2f}, {high:.2f}] x{runs}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CONTENDERS, help="measure one, in this process")
-    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--blocks", type=int, default=0, help="transformer blocks; 0 takes all")
+    parser.add_argument("--model", default=MODEL, help="open_clip's name")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
+    size = {"blocks": options.blocks, "batch": options.batch, "model_name": options.model}
+    if options.device == "cuda":
+        for name in [options.only] if options.only else CONTENDERS:
+            print(f"{name:24s} {on_gpu(name, **size)}", flush=True)
+        return
     if options.only:
-        step = make_step(options.only, options.blocks, options.batch)
+        step = make_step(options.only, **size)
         before = peak_resident()
         for _ in range(2):
             step()
         print(f"{options.only:24s} {(peak_resident() - before) / 1e6:8.0f} MB above {before / 1e6:.0f}")
         return
-    size = ["--blocks", str(options.blocks), "--batch", str(options.batch)]
+    words = ["--blocks", str(options.blocks), "--batch", str(options.batch), "--model", options.model]
     for name in CONTENDERS:
-        subprocess.check_call([sys.executable, "-m", "benchmarks.sparse_loop_cases", "--only", name, *size])
+        subprocess.check_call([sys.executable, "-m", "benchmarks.sparse_loop_cases", "--only", name, *words])
 
 
 if __name__ == "__main__":

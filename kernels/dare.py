@@ -19,12 +19,13 @@ def _half_words(counter, level, key, half):
 
 @triton.jit
 def _dare_kernel(
-    base, out, finetuned, weights, streams, table_stride, numel, last_high, last_low, BLOCKS: tl.constexpr
+    base, out, finetuned, weights, streams, begin, table_stride, numel, last_high, last_low, BLOCKS: tl.constexpr
 ):
     counter = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     half = tl.arange(0, 8)[None, :]
     i = (counter // 8 * 64 + counter % 8 * 4)[:, None] + (half % 4 + half // 4 * 32)
     inside = i < numel
+    counter += tl.load(begin) // 8  # of the tensor of which this is a piece; pieces begin at multiples of 64
     start = load_double(base, i, inside)
     total = start
     for t in tl.static_range(len(finetuned)):
@@ -40,11 +41,11 @@ def _dare_kernel(
 
 
 def dare_triton(
-    base: list[Tensor], finetuned: list[Tensor], weights: Tensor, streams: Tensor, threshold: int
+    base: list[Tensor], finetuned: list[Tensor], weights: Tensor, streams: Tensor, threshold: int, begins: Tensor
 ) -> list[Tensor]:
-    """The op's own signature; `finetuned` is task-major [T * L], the tables are [T, L]."""
+    """The op's own signature; `finetuned` is task-major [T * L], the tables are [T, L], `begins` is [L]."""
     last = threshold - 1
-    weights, streams = weights.contiguous(), streams.contiguous()
+    weights, streams, begins = weights.contiguous(), streams.contiguous(), begins.contiguous()
     results = []
     for i, b in enumerate(base):
         tasks = tuple(f.contiguous() for f in finetuned[i :: len(base)])
@@ -52,8 +53,8 @@ def dare_triton(
         if b.numel() and tasks:
             with torch.cuda.device_of(b):
                 _dare_kernel[(triton.cdiv(b.numel(), 64 * BLOCKS // 8),)](
-                    b.contiguous(), out, tasks, weights[:, i:], streams[:, i:], len(base), b.numel(),
-                    last >> 16, last & 0xFFFF, BLOCKS,
+                    b.contiguous(), out, tasks, weights[:, i:], streams[:, i:], begins[i:], len(base),
+                    b.numel(), last >> 16, last & 0xFFFF, BLOCKS,
                 )  # fmt: skip
         results.append(out)
     return results
@@ -64,7 +65,8 @@ COMPILED = [
         "_dare_kernel",
         {
             "base": f"*{kind}:16", "out": f"*{kind}:16", "finetuned": (f"*{kind}:16",) * 8, "weights": "*fp64",
-            "streams": "*i64", "table_stride": "i32", "numel": "i32:16", "last_high": "i32", "last_low": "i32",
+            "streams": "*i64", "begin": "*i64", "table_stride": "i32", "numel": "i32:16", "last_high": "i32",
+            "last_low": "i32",
         },
         {"BLOCKS": BLOCKS},
     )
