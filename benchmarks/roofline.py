@@ -174,7 +174,9 @@ def _machine(machine: dict[str, Any] | None) -> str:
         f"{machine['gpu']}, torch {machine['torch']}, CUDA {machine['cuda']}, commit {machine['commit']}: a copy moves "
         f"{machine['copy_gb_per_s']} GB/s (read and written), torch's matrix product computes "
         f"{machine['float32_tflop_per_s']} TFLOP/s in float32 and {machine['bfloat16_tflop_per_s']} in bfloat16. "
-        "Medians between CUDA events after the L2 cache was overwritten; above 1x, ours is faster."
+        "Medians between CUDA events after the L2 cache was overwritten, the host's part included: with 96 to 2,664 tensors "
+        "a call, preparing the launch takes 1.5 to 5 ms, and the kernel alone less (measured/profile_h200.txt: "
+        "weighted_sum 3.3 ms, 0.87 of the copy's rate). Above 1x, ours is faster."
     )
 
 
@@ -189,7 +191,11 @@ def _measured_row(result: dict[str, Any], machine: dict[str, Any]) -> str:
         kind = "bfloat16" if result["case"].endswith("bfloat16") else "float32"
         rate = result["flops"] / seconds / 1e12
         speed, share = f"{rate:.1f} TFLOP/s", f"{rate / machine[f'{kind}_tflop_per_s']:.2f}"
-    ratios = [f"{pair.split(' / ')[0]} {r:.2g}x" for pair, r in result["ratios"].items() if pair.endswith(f" / {ours}")]
+    ratios = [
+        f"{pair.split(' / ')[0]} {r:.0f}x" if r >= 10 else f"{pair.split(' / ')[0]} {r:.2f}x"
+        for pair, r in result["ratios"].items()
+        if pair.endswith(f" / {ours}")
+    ]
     return f"| `{result['case']}` | {seconds * 1e3:.3g} | {speed} | {share} | {', '.join(ratios)} |"
 
 

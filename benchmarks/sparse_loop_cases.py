@@ -53,6 +53,7 @@ def make_step(name: str, blocks: int = 0, batch: int = 32, model_name: str = MOD
 
     torch.manual_seed(0)
     model = load_encoder(f"open_clip:{model_name}", pretrained=False, depth=blocks or None)
+    model = model.to(torch.get_default_device())
     head = torch.nn.Linear(model.feature_dim, 10).requires_grad_(False)
     images, labels = torch.randn(batch, 3, 224, 224), torch.randint(0, 10, (batch,))
 

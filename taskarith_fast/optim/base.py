@@ -236,7 +236,11 @@ class SparseOptimizer(torch.optim.Optimizer):
                 self._update(group, batch, there)
                 increment_version(batch.params)
                 found_inf = there[-1]
-                torch._foreach_add_(batch.state("step"), 1 if found_inf is None else (found_inf == 0).float().squeeze())
+                steps = batch.state("step")
+                if found_inf is None:
+                    torch._foreach_add_(steps, 1)
+                else:  # a list: with one tensor torch would read its value on the host
+                    torch._foreach_add_(steps, [(found_inf == 0).float().squeeze()] * len(steps))
         found_inf = scalars[-1]
         if found_inf is not None:
             self._skipped = self._skipped.to(found_inf.device)
