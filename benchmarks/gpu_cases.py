@@ -100,7 +100,7 @@ def linear(dtype: torch.dtype, rows: tuple[int, int] = ROWS, width: int = 1024) 
 
 def _eager_and_compiled(run: Callable[[], Tensor]) -> dict[str, Callable[[], Tensor]]:
     compiled = torch.compile(run)
-    if not torch.get_default_device().type == "cpu":
+    if torch.get_default_device().type != "cpu":
         compiled()  # compiles, which no figure is to hold
     return {"reference (torch)": run, "torch.compile of the reference": compiled}
 

@@ -58,7 +58,9 @@ def write_models(folder: Path, encoder: torch.nn.Module | None = None) -> None:
         metadata = {"taskarith": json.dumps(record)}
         ta.save_state_dict(head.state_dict(), folder / f"{name}-head.safetensors", metadata=metadata)
         state = {
-            n: t + 0.8 * t.std().nan_to_num(0) * torch.randn(t.shape, generator=draw).to(t.device) if t.dim() > 1 else t.clone()
+            n: t + 0.8 * t.std().nan_to_num(0) * torch.randn(t.shape, generator=draw).to(t.device)
+            if t.dim() > 1
+            else t.clone()
             for n, t in encoder.state_dict().items()
         }
         ta.save_state_dict(state, folder / f"{name}-model.safetensors")
