@@ -175,7 +175,7 @@ def _machine(machine: dict[str, Any] | None) -> str:
         f"{machine['copy_gb_per_s']} GB/s (read and written), torch's matrix product computes "
         f"{machine['float32_tflop_per_s']} TFLOP/s in float32 and {machine['bfloat16_tflop_per_s']} in bfloat16. "
         "Medians between CUDA events after the L2 cache was overwritten, the host's part included: with 96 to 2,664 "
-        "tensors a call, preparing the launch takes 1.5 to 5 ms. The kernels alone take less (measured/profile_h200.txt: "
+        "tensors a call, preparing a launch takes 1.5 to 5 ms. The kernels alone take less (measured/profile_h200.txt: "
         "weighted_sum 3.3 ms, 0.87 of the copy's rate). Above 1x, ours is faster."
     )
 
