@@ -15,8 +15,9 @@ import transformers
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, Dinov2Model, ViTMAEModel, ViTModel
 
-from taskarith_fast.errors import ArgumentError, CheckpointError
+from taskarith_fast.errors import ArgumentError
 from taskarith_fast.models.fast import use_fast_linear
+from taskarith_fast.models.hf_weights import absent, load_weights
 from taskarith_fast.models.vit import IMAGENET_MEAN, IMAGENET_STD, check_image_size
 
 _HALF = (0.5, 0.5, 0.5)
@@ -138,7 +139,7 @@ def _configuration(name: str, pretrained: bool) -> tuple[Any, Any]:
     try:
         kind = transformers.AutoConfig.from_pretrained(name).model_type
     except (OSError, ValueError) as error:
-        raise _absent(name, error) from error
+        raise absent(f"hf:{name}", error, [*_ENCODERS, *_KNOWN_SHAPES]) from error
     if kind not in _ENCODERS:
         raise ArgumentError(f"hf:{name} must be one of the types {', '.join(_ENCODERS)}, got {kind!r}")
     return _ENCODERS[kind], _ENCODERS[kind].config_class.from_pretrained(name)
@@ -150,25 +151,12 @@ def _build(encoder: Any, config: Any, name: str | None) -> Any:
     if encoder is ViTMAEEncoder:
         config.mask_ratio = 0.0
     library = encoder.__base__
-    model = library(config, **options) if name is None else _load_weights(library, name, config, options)
+    if name is None:
+        model = library(config, **options)
+    else:
+        model = load_weights(library, "hf", name, config, options, [*_ENCODERS, *_KNOWN_SHAPES])
     # Not before: transformers renames the tensors of older checkpoints for its own classes only.
     model.__class__ = encoder
-    return model
-
-
-def _load_weights(library: Any, name: str, config: Any, options: dict[str, bool]) -> Any:
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # unused heads and cut blocks are no news
-    try:
-        model, report = library.from_pretrained(name, config=config, output_loading_info=True, **options)
-    except OSError as error:
-        raise _absent(name, error) from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(
-            f"hf:{name} must hold every tensor of {library.__name__}, {len(missing)} are missing, such as {missing[0]}"
-        )
     return model
 
 
@@ -179,12 +167,3 @@ def _pixels(name: str, encoder: Any) -> tuple[tuple[float, ...], tuple[float, ..
     except (OSError, ValueError, ImportError):
         return encoder.pixels
     return tuple(processor.image_mean), tuple(processor.image_std)
-
-
-def _absent(name: str, error: Exception) -> CheckpointError:
-    reason = str(error).splitlines()[0]
-    known = ", ".join([*_ENCODERS, *_KNOWN_SHAPES])
-    return CheckpointError(
-        f"hf:{name}: not in the local cache and not to be had ({reason}); "
-        f"random weights, pretrained=False, need no files for {known}"
-    )

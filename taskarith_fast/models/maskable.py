@@ -1,7 +1,7 @@
 """Which parameters sparse fine-tuning may select entries of, as TaLoS (ICLR 2025, section 5.1) has it.
 
-Dense layers of attention and MLP, LayerNorms and the patch embedding, weights and biases. Class and position
-embeddings, LayerScale factors and the projection after the last norm are frozen.
+Dense layers of attention and MLP, norms and the patch embedding, weights and biases. Class, position and word
+embeddings, relative position biases, LayerScale factors and the projection after the last norm are frozen.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ _NORMS = (
     r"\b(norm|norm1|norm2|norm_pre|fc_norm|q_norm|k_norm)\.(weight|bias)$",  # timm; Dinov2Model
     r"\b(layernorm|layernorm_before|layernorm_after)\.(weight|bias)$",  # ViTModel, Dinov2Model
     r"\b(pre_layrnorm|layer_norm1|layer_norm2|post_layernorm)\.(weight|bias)$",  # CLIP
+    r"\b(LayerNorm|sa_layer_norm|output_layer_norm)\.(weight|bias)$",  # BERT and RoBERTa; DistilBERT
+    r"\b(layer_norm|final_layer_norm)\.weight$",  # T5
 )
 # ours and open_clip; timm; ViT and Dinov2Model; CLIP
 _PATCHES = r"\b(conv1|patch_embed\.proj|patch_embeddings\.projection|patch_embedding)\.(weight|bias)$"

@@ -19,17 +19,22 @@ LINEAR_LAYER_SETS = {
 }
 
 # Names that end in {kind}, weight or bias: open_clip and ours; timm; transformers 5 (ViT, then CLIP);
-# transformers 4.
+# transformers 4; BERT and RoBERTa; DistilBERT; T5.
 _ATTENTION = (
     r"\battn\.(in_proj_{kind}|out_proj\.{kind})$",
     r"\battn\.(qkv|proj)\.{kind}$",
     r"\battention\.(q_proj|k_proj|v_proj|o_proj)\.{kind}$",
     r"\bself_attn\.(q_proj|k_proj|v_proj|out_proj)\.{kind}$",
     r"\battention\.(attention\.(query|key|value)|output\.dense)\.{kind}$",
+    r"\battention\.self\.(query|key|value)\.{kind}$",
+    r"\battention\.(q_lin|k_lin|v_lin|out_lin)\.{kind}$",
+    r"\b(SelfAttention|EncDecAttention)\.(q|k|v|o)\.{kind}$",
 )
 _MLP = (
     r"\bmlp\.(c_fc|c_proj|fc1|fc2)\.{kind}$",
     r"\blayer\.\d+\.(intermediate|output)\.dense\.{kind}$",
+    r"\bffn\.(lin1|lin2)\.{kind}$",
+    r"\bDenseReluDense\.(wi|wi_0|wi_1|wo)\.{kind}$",
 )
 
 
