@@ -1,4 +1,5 @@
-"""Give models of other libraries the dense-linear route, without touching their parameters or names."""
+"""Give models of other libraries the dense-linear route, and norms and activations in one pass each, without touching
+their parameters or names."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from taskarith_fast.models.layers import Linear, attend
+from taskarith_fast.models.layers import Linear, RmsNorm, TanhGelu, attend
 from taskarith_fast.ops.linear import linear
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -17,8 +18,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def use_fast_linear(model: Model) -> Model:
     """Route every plain `nn.Linear` and `nn.MultiheadAttention` of a model through `ops.linear`, in place.
 
-    Only the class of a layer changes: parameters, names, hooks and values (to rounding) stay. Subclasses of
-    the two are left alone, they may mean something else.
+    T5's norm and tanh GELU, which transformers composes of elementwise functions, become torch's. Only the class of a
+    layer changes: parameters, names, hooks and values (to rounding) stay. Subclasses of the two are left alone, they
+    may mean something else.
 
     Args:
         model: Any module.
@@ -26,10 +28,9 @@ def use_fast_linear(model: Model) -> Model:
     Returns:
         The same module.
     """
-    fast = {nn.Linear: Linear, nn.MultiheadAttention: SelfAttention}
     for module in model.modules():
-        if type(module) in fast:
-            module.__class__ = fast[type(module)]
+        if (fast := _FAST.get(f"{type(module).__module__}.{type(module).__qualname__}")) is not None:
+            module.__class__ = fast
     return model
 
 
@@ -71,3 +72,12 @@ class SelfAttention(nn.MultiheadAttention):
             and not self.add_zero_attn
             and not (self.training and self.dropout)
         )
+
+
+# By name, so that a library is not imported for it.
+_FAST: dict[str, type[nn.Module]] = {
+    "torch.nn.modules.linear.Linear": Linear,
+    "torch.nn.modules.activation.MultiheadAttention": SelfAttention,
+    "transformers.models.t5.modeling_t5.T5LayerNorm": RmsNorm,
+    "transformers.activations.NewGELUActivation": TanhGelu,
+}

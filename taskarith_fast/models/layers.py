@@ -1,4 +1,4 @@
-"""The layers of our vision transformer, with open_clip's parameter names."""
+"""The layers of our vision transformer, with open_clip's parameter names, and of T5."""
 
 from __future__ import annotations
 
@@ -15,6 +15,25 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map x of shape [..., in_features] to [..., out_features]."""
         return linear(x, self.weight, self.bias)
+
+
+class RmsNorm(nn.Module):
+    """T5's norm: division by the root mean square and a factor a channel, statistics in the wider of float32 and x."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x of shape [..., d] to the same shape."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)  # type: ignore[arg-type]
+
+
+class TanhGelu(nn.Module):
+    """GELU by its tanh approximation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x of any shape to the same shape."""
+        return F.gelu(x, approximate="tanh")
 
 
 class Attention(nn.Module):

@@ -8,6 +8,7 @@ from taskarith_fast.ops.count_nonfinite import count_nonfinite
 from taskarith_fast.ops.dare import dare
 from taskarith_fast.ops.dual_attention import dual_attention
 from taskarith_fast.ops.dual_gelu import dual_gelu
+from taskarith_fast.ops.dual_glu import dual_glu
 from taskarith_fast.ops.dual_layer_norm import dual_layer_norm, dual_rms_norm
 from taskarith_fast.ops.dual_linear import dual_linear
 from taskarith_fast.ops.dual_patch_embed import dual_patch_embed
@@ -46,6 +47,7 @@ __all__ = [
     "dare",
     "dual_attention",
     "dual_gelu",
+    "dual_glu",
     "dual_layer_norm",
     "dual_linear",
     "dual_patch_embed",

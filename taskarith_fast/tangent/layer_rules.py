@@ -13,6 +13,7 @@ from taskarith_fast import ops
 from taskarith_fast.ops._dual import add_tangents
 from taskarith_fast.ops.dual_attention import attention_tangent
 from taskarith_fast.ops.dual_gelu import gelu_tangent
+from taskarith_fast.ops.dual_glu import FORMS, glu_tangent
 from taskarith_fast.ops.dual_layer_norm import norm_tangent
 from taskarith_fast.ops.dual_linear import linear_tangent
 from taskarith_fast.tangent.pair import NoRuleError, Pair, directions, paired, tangent_of, value_of
@@ -86,25 +87,34 @@ def quick_gelu(x: Any) -> Tensor:
     return paired(y, [gelu_tangent(x.value, t, "quick") for t in x.tangents]) if isinstance(x, Pair) else y
 
 
+def gated(a: Any, b: Any, form: str) -> Tensor:
+    """g(a) b of plain tensors or Pairs, in the forms of dual_glu; layers of this kind call it."""
+    va, vb = value_of([a, b])
+    y = FORMS[form](va) * vb
+    if not isinstance(a, Pair) and not isinstance(b, Pair):
+        return y
+    return paired(y, [glu_tangent(va, tangent_of(a, t), vb, tangent_of(b, t), form) for t in range(directions([a, b]))])
+
+
 def _attention(
     q: Any,
     k: Any,
     v: Any,
-    attn_mask: Tensor | None = None,
+    attn_mask: Any = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    if dropout_p > 0 or enable_gqa or isinstance(attn_mask, Pair) or q.dim() != 4:
-        raise NoRuleError("scaled_dot_product_attention with dropout, grouped heads or a trained mask has no rule")
-    vq, vk, vv = value_of([q, k, v])
-    y = F.scaled_dot_product_attention(vq, vk, vv, attn_mask=attn_mask, is_causal=is_causal, scale=scale)
+    if dropout_p > 0 or enable_gqa or q.dim() != 4:
+        raise NoRuleError("scaled_dot_product_attention with dropout or grouped heads has no rule")
+    vq, vk, vv, mask = value_of([q, k, v, attn_mask])
+    y = F.scaled_dot_product_attention(vq, vk, vv, attn_mask=mask, is_causal=is_causal, scale=scale)
     tangents = []
-    for t in range(directions([q, k, v])):
-        dq, dk, dv = (tangent_of(z, t) for z in (q, k, v))
-        tangents.append(attention_tangent(vq, dq, vk, dk, vv, dv, attn_mask, is_causal, scale))
+    for t in range(directions([q, k, v, attn_mask])):
+        dq, dk, dv, dmask = (tangent_of(z, t) for z in (q, k, v, attn_mask))
+        tangents.append(attention_tangent(vq, dq, vk, dk, vv, dv, mask, is_causal, scale, dmask))
     return paired(y, tangents)
 
 

@@ -133,6 +133,43 @@ def _unary(compute: Callable[[Tensor], Tensor], slope: Callable[[Tensor, Tensor]
     return rule
 
 
+def _relu(x: Pair, inplace: bool = False) -> Tensor:
+    """The slope is read off the output, which the next layer keeps anyway."""
+    if inplace:
+        raise NoRuleError("relu in place has no rule for tangents")
+    y = torch.relu(x.value)
+    return paired(y, [None if t is None else torch.ops.aten.threshold_backward(t, y, 0) for t in x.tangents])
+
+
+def _pow(x: Any, exponent: Any) -> Tensor:
+    if not isinstance(x, Pair) or not isinstance(exponent, (int, float)):
+        raise NoRuleError("pow has a rule for a number as exponent only")
+    y = x.value**exponent
+    slope = exponent * x.value ** (exponent - 1)
+    return paired(y, [None if t is None else t * slope for t in x.tangents])
+
+
+def _where(condition: Tensor, a: Any, b: Any) -> Tensor:
+    """A choice by a plain condition; numbers and plain tensors have tangents of zeros."""
+    y = torch.where(condition, value_of(a), value_of(b))
+    tangents = []
+    for t in range(directions([a, b])):
+        da, db = tangent_of(a, t), tangent_of(b, t)
+        present = da is not None or db is not None
+        tangents.append(
+            torch.where(condition, 0.0 if da is None else da, 0.0 if db is None else db) if present else None
+        )
+    return paired(y, tangents)
+
+
+def _log_sum_exp(x: Pair, dim: Any, keepdim: bool = False) -> Tensor:
+    y = torch.logsumexp(x.value, dim, keepdim)
+    if all(t is None for t in x.tangents):
+        return y
+    p = torch.softmax(x.value, dim)
+    return paired(y, [None if t is None else (p * t).sum(dim, keepdim) for t in x.tangents])
+
+
 def _embedding(ids: Tensor, weight: Pair, *args: Any, **kwargs: Any) -> Tensor:
     look_up = functools.partial(F.embedding, ids)
     return each(look_up, (weight, *args), kwargs)
@@ -183,7 +220,6 @@ _multiply = _product(torch.mul)
 _sigmoid = _unary(torch.sigmoid, lambda x, y: y * (1 - y))
 _tanh = _unary(torch.tanh, lambda x, y: 1 - y * y)
 _exp = _unary(torch.exp, lambda x, y: y)
-_relu = _unary(torch.relu, lambda x, y: (x > 0).to(x.dtype))
 _silu = _unary(F.silu, lambda x, y: torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x))))
 _rsqrt = _unary(torch.rsqrt, lambda x, y: -0.5 * y / x)
 _sqrt = _unary(torch.sqrt, lambda x, y: 0.5 / y)
@@ -207,6 +243,9 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((torch.rsqrt, _T.rsqrt), _rsqrt),
     **dict.fromkeys((torch.sqrt, _T.sqrt), _sqrt),
     F.silu: _silu,
+    **dict.fromkeys((torch.pow, _T.pow, _T.__pow__), _pow),
+    torch.where: _where,
+    **dict.fromkeys((torch.logsumexp, _T.logsumexp), _log_sum_exp),
     F.embedding: _embedding,
     F.dropout: _unchanged,
     torch.dropout: lambda x, p, train: _unchanged(x, p, train),

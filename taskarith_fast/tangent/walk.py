@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.tangent.layer_rules import quick_gelu
+from taskarith_fast.tangent.layer_rules import gated, quick_gelu
 from taskarith_fast.tangent.pair import NoRuleError, Pair, Tangents, paired, pairs_in
 
 # Layers of torch.nn whose functions have rules. Any other torch.nn layer is refused before the first batch; layers of
@@ -23,6 +23,11 @@ RULED = frozenset([
     "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Module",
 ])  # fmt: skip
 _QUICK_GELUS = ("QuickGELU", "QuickGELUActivation")  # open_clip and timm; transformers
+# The activations of T5's gated layers, by the names of dual_glu.
+_GATES = {
+    "NewGELUActivation": "gelu_tanh", "TanhGelu": "gelu_tanh", "GELUActivation": "gelu", "GELU": "gelu",
+    "ReLU": "relu", "SiLU": "silu", "SiLUActivation": "silu",
+}  # fmt: skip
 
 
 class QuickGelu(nn.Module):
@@ -33,19 +38,36 @@ class QuickGelu(nn.Module):
         return quick_gelu(x)
 
 
+class GatedDense(nn.Module):
+    """T5's gated layer, without dropout; the product with its gate and the activation are one function."""
+
+    wi_0: nn.Module
+    wi_1: nn.Module
+    wo: nn.Linear
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x of shape [..., d] to the same shape."""
+        y = gated(self.wi_0(x), self.wi_1(x), _GATES[type(self.act).__name__])
+        return self.wo(y.to(self.wo.weight.dtype))
+
+
 def expansion_point(model: nn.Module) -> nn.Module:
     """A frozen copy of the model in evaluation mode: the expansion point shall not move with the original."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():
-        if type(module).__name__ in _QUICK_GELUS:
+        kind = type(module).__name__
+        if kind in _QUICK_GELUS:
             module.__class__ = QuickGelu
+        elif kind == "T5DenseGatedActDense" and type(module.act).__name__ in _GATES:
+            module.__class__ = GatedDense
     return model
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
     """Let the blocks of a model, in place, compute their activations again in the backward pass.
 
-    Blocks are the items of the longest nn.ModuleList or nn.Sequential of one type.
+    Blocks are the items of the longest nn.ModuleList or nn.Sequential of one type, and of others of this type.
 
     Raises:
         ArgumentError: If there is no such list.
@@ -53,8 +75,8 @@ def checkpoint_blocks(model: nn.Module) -> None:
     lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len({*map(type, m)}) == 1]
     if not lists:
         raise ArgumentError("checkpointing needs a model with a list of blocks of one type, got none")
-    for block in max(lists, key=len):
-        kind = type(block)
+    kind = type(max(lists, key=len)[0])
+    for block in [block for blocks in lists if type(blocks[0]) is kind for block in blocks]:
         block.__class__ = type(kind.__name__, (kind,), {"forward": _checkpointed_forward, "_running": False})
 
 

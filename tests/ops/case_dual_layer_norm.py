@@ -68,6 +68,8 @@ CASE = OpCase(
         "parameters only": _sample((4, 33), ("weight", "dweight", "dbias")),
         "bias only": _sample((4, 33), ("dbias",)),
         "root mean square": _sample((4, 33), ("dx", "weight", "dweight"), centered=False),
+        "root mean square alone": _sample((4, 33), ("dx",), centered=False),
+        "no bias": _sample((4, 33), ("dx", "weight", "dweight")),
         "far from zero": _sample((4, 129), shift=30.0),
         "many rows": _sample((37, 24)),
         "rows of several turns": _sample((300, 12)),

@@ -7,6 +7,7 @@ from torch.func import jvp
 
 from taskarith_fast import ops
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.ops.dual_glu import FORMS
 from taskarith_fast.ops.linear import linear_backward, linear_route
 
 
@@ -61,6 +62,25 @@ CASES = {
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=FLOAT_MASK, scale=0.2),
         Q,
     ),
+    "attention across, added bias": (
+        lambda p: ops.dual_attention(*p[0], *p[1], *p[2], mask=p[3][0], dmask=p[3][1]),
+        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
+        (Q[0][:, :, :5], *Q[1:], _draw(1, 2, 5, 7, seed=13)),
+    ),
+    "rms_norm without a weight": (lambda p: ops.dual_rms_norm(*p[0]), lambda x: F.rms_norm(x, (8,)), (X,)),
+    "layer_norm without a bias": (
+        lambda p: ops.dual_layer_norm(*p[0], p[1][0], dweight=p[1][1]),
+        lambda x, w: F.layer_norm(x, (8,), w),
+        (X, ROW),
+    ),
+    **{
+        f"gated, {form}": (
+            lambda p, form=form: ops.dual_glu(*p[0], *p[1], form=form),
+            lambda a, b, g=g: g(a) * b,
+            (X, X.flip(0)),
+        )
+        for form, g in FORMS.items()
+    },
     "gelu, none": (lambda p: ops.dual_gelu(*p[0]), F.gelu, (X,)),
     "gelu, tanh": (
         lambda p: ops.dual_gelu(*p[0], approximate="tanh"),

@@ -110,11 +110,29 @@ TASKARITH_SIMD void softmax_tangent(const float* __restrict p, float* __restrict
   for (int64_t i = 0; i < n; ++i) ds[i] = p[i] * (ds[i] - dot);
 }
 
+// A float [B, H, L, S], any strides, or nothing.
+struct Bias {
+  const float* data = nullptr;
+  int64_t strides[4] = {};
+
+  explicit Bias(const MaybeTensor& t) {
+    if (!t.has_value()) return;
+    data = t->const_data_ptr<float>();
+    for (int i = 0; i < 4; ++i) strides[i] = t->stride(i);
+  }
+  explicit operator bool() const { return data != nullptr; }
+
+  void add_to(float* row, int64_t b, int64_t h, int64_t i, int64_t keys) const {
+    const float* const from = data + b * strides[0] + h * strides[1] + i * strides[2];
+    if (strides[3] == 1) return add(row, from, keys);
+    for (int64_t j = 0; j < keys; ++j) row[j] += from[j * strides[3]];
+  }
+};
+
 struct Attention {
   AttentionSizes s;
   Heads q, dq, k, dk, v, dv;
-  const float* mask;
-  int64_t mask_strides[4];
+  Bias mask, dmask;
   bool causal;
   float scale;
   bool with_value;
@@ -125,13 +143,16 @@ struct Attention {
   void strip(Worker& w, int64_t b, int64_t h, int64_t first, int64_t rows) const {
     const int64_t keys = causal ? std::min(s.keys, first + rows) : s.keys;
     const int64_t room = 2 * rows + 2 * kTileRows, n = round_up(keys, kTileColumns);
-    const bool moves = dq || dk;
+    const bool moves = dq || dk || dmask;
     float* const p = w.scores.reserve(room * n);
     float* const ds = p + rows * n;
     multiply_by_keys(w, b, h, first, rows, keys, p);
     for (int64_t r = 0; r < rows; ++r) softmax(p + r * n, b, h, first + r, keys);
-    if (moves)
-      for (int64_t r = 0; r < rows; ++r) softmax_tangent(p + r * n, ds + r * n, keys);
+    if (!dq && !dk && dmask) std::fill(ds, ds + rows * n, 0.0f);
+    for (int64_t r = 0; r < rows && moves; ++r) {
+      if (dmask) dmask.add_to(ds + r * n, b, h, first + r, keys);
+      softmax_tangent(p + r * n, ds + r * n, keys);
+    }
     float* const y = w.y.reserve(room * s.width);
     float* const dy = y + rows * s.width;
     const MatrixView<float> values = v.rows(b, h, 0, keys, w.rows);
@@ -165,45 +186,35 @@ struct Attention {
   }
 
   void softmax(float* row, int64_t b, int64_t h, int64_t i, int64_t keys) const {
-    if (mask != nullptr) {
-      const float* const m = mask + b * mask_strides[0] + h * mask_strides[1] + i * mask_strides[2];
-      if (mask_strides[3] == 1)
-        add(row, m, keys);
-      else
-        for (int64_t j = 0; j < keys; ++j) row[j] += m[j * mask_strides[3]];
-    }
+    if (mask) mask.add_to(row, b, h, i, keys);
     const int64_t seen = causal ? std::min(keys, i + 1) : keys;
     softmax_row(row, seen);
     std::fill(row + seen, row + keys, 0.0f);
   }
 };
 
-std::tuple<Tensor, Tensor> dual_attention_cpu(Tensor q, MaybeTensor dq, Tensor k, MaybeTensor dk, Tensor v,
-                                              MaybeTensor dv, MaybeTensor mask, bool causal, double scale,
-                                              bool with_value) {
-  const AttentionSizes s = check_dual_attention(q, dq, k, dk, v, dv, mask);
+std::tuple<Tensor, Tensor> attend(const Tensor& q, const MaybeTensor& dq, const Tensor& k, const MaybeTensor& dk,
+                                  const Tensor& v, const MaybeTensor& dv, const MaybeTensor& mask,
+                                  const MaybeTensor& dmask, bool causal, double scale, bool with_value) {
+  const AttentionSizes s = check_dual_attention(q, dq, k, dk, v, dv, mask, dmask);
   Tensor out = torch::stable::new_empty(q, {s.batch, s.heads, s.queries, s.width});
   Tensor value = with_value ? torch::stable::new_empty(q, {s.batch, s.heads, s.queries, s.width})
                             : torch::stable::new_empty(q, {0});
   if (s.keys == 0) return {torch::stable::zero_(value), torch::stable::zero_(out)};
-  Attention a{s,
-              Heads(q),
-              Heads(dq),
-              Heads(k),
-              Heads(dk),
-              Heads(v),
-              Heads(dv),
-              nullptr,
-              {},
-              causal,
-              static_cast<float>(scale),
-              with_value,
-              value,
-              out};
-  if (mask.has_value()) {
-    a.mask = mask->const_data_ptr<float>();
-    for (int i = 0; i < 4; ++i) a.mask_strides[i] = mask->stride(i);
-  }
+  const Attention a{s,
+                    Heads(q),
+                    Heads(dq),
+                    Heads(k),
+                    Heads(dk),
+                    Heads(v),
+                    Heads(dv),
+                    Bias(mask),
+                    Bias(dmask),
+                    causal,
+                    static_cast<float>(scale),
+                    with_value,
+                    value,
+                    out};
   const int64_t count = (s.queries + kStrip - 1) / kStrip;
   const int64_t rows = count > 0 ? round_up((s.queries + count - 1) / count, kTileRows) : 0;
   run_queue<Worker>(s.batch * s.heads * count, [&](Worker& w, int64_t item) {
@@ -213,7 +224,22 @@ std::tuple<Tensor, Tensor> dual_attention_cpu(Tensor q, MaybeTensor dq, Tensor k
   return {value, out};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(taskarith, CPU, m) { m.impl("dual_attention", TORCH_BOX(&dual_attention_cpu)); }
+std::tuple<Tensor, Tensor> dual_attention_cpu(Tensor q, MaybeTensor dq, Tensor k, MaybeTensor dk, Tensor v,
+                                              MaybeTensor dv, MaybeTensor mask, bool causal, double scale,
+                                              bool with_value) {
+  return attend(q, dq, k, dk, v, dv, mask, std::nullopt, causal, scale, with_value);
+}
+
+std::tuple<Tensor, Tensor> dual_attention_biased_cpu(Tensor q, MaybeTensor dq, Tensor k, MaybeTensor dk, Tensor v,
+                                                     MaybeTensor dv, MaybeTensor mask, bool causal, double scale,
+                                                     bool with_value, Tensor dmask) {
+  return attend(q, dq, k, dk, v, dv, mask, dmask, causal, scale, with_value);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(taskarith, CPU, m) {
+  m.impl("dual_attention", TORCH_BOX(&dual_attention_cpu));
+  m.impl("dual_attention_biased", TORCH_BOX(&dual_attention_biased_cpu));
+}
 
 }  // namespace
 }  // namespace taskarith
