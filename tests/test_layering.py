@@ -18,7 +18,7 @@ LAYERS = {
     "task_vector": 3, "sparse_task_vector": 3, "masks": 3,
     "checkpoint": 2, "formats": 2,
     "ops": 1, "kernels": 1,
-    "native": 0, "errors": 0, "progress": 0, "hashing": 0,
+    "native": 0, "errors": 0, "progress": 0, "hashing": 0, "inputs": 0,
 }  # fmt: skip
 
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)

@@ -11,6 +11,7 @@ The model must work batch first: every layer's input has the samples as its firs
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -21,8 +22,11 @@ from torch.overrides import TorchFunctionMode
 
 from taskarith_fast.capture.borrow import evaluated, recomputed_blocks, substituted
 from taskarith_fast.capture.embeddings import Stage, find_stages
+from taskarith_fast.capture.relative import RelativeBias, find_relative_biases
+from taskarith_fast.capture.told import Told, together, told
 from taskarith_fast.capture.uses import RULES, Use, use_of_linear
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.inputs import Inputs, call, count
 from taskarith_fast.models.fast import fast_linear
 from taskarith_fast.ops.linear import Compute, around_linear
 
@@ -35,6 +39,9 @@ class Observer(Protocol):
 
     def elementwise(self, name: str, grad_y: Tensor, x: Tensor | None) -> None:
         """The gradient of a tensor is sum_s grad_y[b, s] * x[b, s]; both are [B, ..., *shape], None is ones."""
+
+    def looked_up(self, name: str, ids: Tensor, grad_y: Tensor) -> None:
+        """Row v of a table's gradient is the sum of grad_y[b, s] over ids[b, s] = v; [B, ...] and [B, ..., d]."""
 
 
 @contextmanager
@@ -50,8 +57,9 @@ def observe(
     """Observe a model's forward and backward passes inside a with block; after it the model is as it was.
 
     Args:
-        model: Maps images [B, 3, H, W] to features or logits [B, C]; ours, open_clip's, timm's, transformers', or one
-            made of dense layers, LayerNorms, patch convolutions and elementwise factors. It runs in evaluation mode.
+        model: Maps images [B, 3, H, W] or a batch of texts (``inputs``) to features or logits [B, C]; ours,
+            open_clip's, timm's, transformers', or one made of dense layers, norms, tables, patch convolutions and
+            elementwise factors. It runs in evaluation mode.
         observer: Is told about the parameters.
         names: Parameters to observe; None means all.
         tensors: Values for some parameters other than their own, by name.
@@ -82,25 +90,33 @@ class Capture:
         self._model, self._observer, self._whole_batch = model, observer, whole_batch
         # By memory, not by identity: a layer may use a view of its whole weight, such as weight.flatten(1).
         self._names = {_place(tensor): name for name, tensor in tensors.items() if tensor.numel()}
+        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self._stages = list(find_stages(model, lambda name: name in tensors))
+        self._biases = list(find_relative_biases(model, lambda name: name in tensors))
+        # Seen where they are added, not where they are looked up.
+        self._elsewhere = {name for stage in self._stages for name in stage.names} | {b.name for b in self._biases}
         # What the observed outputs depend on, so that autograd has a reason to come by.
         self._root = torch.zeros((), requires_grad=True)
         self._batch = 0
-        self._used: set[str] = set()
-        self._told: set[str] = set()
-        self._paused = False
+        self._uses: Counter[str] = Counter()
+        self._told: dict[str, list[Told]] = {}
+        self._counting, self._paused = False, False
 
-    def forward(self, images: Tensor) -> Any:
-        """Run the model on images, shape [B, 3, H, W].
+    def forward(self, images: Inputs) -> Any:
+        """Run the model on images, shape [B, 3, H, W], or on texts.
 
         Raises:
             ArgumentError: If a layer does not have the batch first, or a parameter is used in no way that is known.
         """
-        self._batch = len(images)
-        self._used.clear()
-        with torch.enable_grad(), _Functions(self):
-            output = self._model(images)
-        missing = [name for name in self._names.values() if name not in self._used]
+        self._batch = count(images)
+        self._uses.clear()
+        self._counting = True  # blocks that are computed again are not used again
+        try:
+            with torch.enable_grad(), _Functions(self):
+                output = call(self._model, images)
+        finally:
+            self._counting = False
+        missing = [name for name in self._names.values() if name not in self._uses]
         if missing:
             raise ArgumentError(
                 f"{missing[0]}: no rule gives its per-sample gradient, or the model does not use it "
@@ -117,10 +133,12 @@ class Capture:
             retain_graph: Whether another backward pass follows.
 
         Raises:
-            ArgumentError: If a parameter is used twice in the pass.
+            ArgumentError: If a parameter is used several times in the pass, in ways that do not add up.
         """
         self._told.clear()
         torch.autograd.backward(output, cotangent, retain_graph=retain_graph, inputs=self._root)
+        for name in list(self._told):
+            self._pass_on(name, together(name, self._told.pop(name), self._shapes[name]))
 
     @contextmanager
     def _observing(self, checkpoint: bool) -> Iterator[None]:
@@ -128,6 +146,9 @@ class Capture:
             for stage in self._stages:
                 for handle in self._watch(stage):
                     stack.callback(handle.remove)
+            for bias in self._biases:
+                supply = functools.partial(self._supply, bias)
+                stack.callback(bias.module.register_forward_pre_hook(supply, with_kwargs=True).remove)
             stack.enter_context(around_linear(self._around))
             if checkpoint:
                 stack.enter_context(recomputed_blocks(self._model, lambda: _Functions(self)))
@@ -137,7 +158,8 @@ class Capture:
         """Put the identity behind an output of which a parameter is observed."""
         if use is None or self._paused or not torch.is_grad_enabled():
             return y
-        roles = [(name, role) for tensor, role in use.roles if (name := self._name(tensor)) is not None]
+        found = [(self._name(tensor), role) for tensor, role in use.roles]
+        roles = [(name, role) for name, role in found if name is not None and name not in self._elsewhere]
         if not roles:
             return y
         if use.x.shape[:1] != (self._batch,):
@@ -145,27 +167,55 @@ class Capture:
                 f"{roles[0][0]}: its input must have the batch of {self._batch} first, got {list(use.x.shape)}; "
                 "only models that work batch first can be observed"
             )
-        self._used.update(name for name, _ in roles)
+        self._count(name for name, _ in roles)
         return _Tap.apply(y, self._root, use.x.detach(), functools.partial(self._tell, roles, use))
 
     def _tell(self, roles: list[tuple[str, str]], use: Use, x: Tensor, grad_y: Tensor) -> None:
         if use.prepare is not None:
             x, grad_y = use.prepare(x, grad_y)
-        if self._whole_batch:
-            x, grad_y = (t.reshape(1, -1, t.shape[-1]) for t in (x, grad_y))
         for name, role in roles:
-            self._once(name)
-            if role == "dense":
-                self._observer.dense(name, x, grad_y)
-            elif role == "transposed":
-                self._observer.dense(name, grad_y, x)
-            else:
-                self._observer.elementwise(name, grad_y, x if role == "scaled" else None)
+            self._take(name, told(role, x, grad_y))
 
-    def _once(self, name: str) -> None:
-        if name in self._told:
-            raise ArgumentError(f"{name}: it is used twice in a pass, and its gradient is the sum of two; leave it out")
-        self._told.add(name)
+    def _take(self, name: str, use: Told) -> None:
+        """Tell the observer of a parameter that is used once, and keep what is to be added up."""
+        if self._whole_batch:
+            use = together(name, [use], self._shapes[name]).whole()
+        if self._uses[name] > 1:
+            self._told.setdefault(name, []).append(use)
+        else:
+            self._pass_on(name, use)
+
+    def _pass_on(self, name: str, use: Told) -> None:
+        if use.role == "dense":
+            self._observer.dense(name, use.x, use.grad_y)
+        elif use.role == "looked up":
+            self._observer.looked_up(name, use.x, use.grad_y)
+        else:
+            self._observer.elementwise(name, use.grad_y, use.x)
+
+    def _count(self, names: Iterable[str]) -> None:
+        if self._counting:
+            self._uses.update(names)
+
+    def _supply(self, bias: RelativeBias, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give an attention layer its position bias, sample by sample, and see it."""
+        if self._paused:
+            return None
+        self._paused = True
+        try:
+            found = bias.look_up(args, kwargs)
+        finally:
+            self._paused = False
+        if found is None:
+            return None
+        ids, values = found
+        self._count([bias.name])
+
+        def tell(_: Any, grad: Tensor) -> None:
+            grad_y = grad.flatten(2).transpose(1, 2)  # [B, L S, H]
+            self._take(bias.name, told("looked up", ids.expand(len(grad), -1), grad_y))
+
+        return args, kwargs | {"position_bias": _Tap.apply(values, self._root, None, tell)}
 
     def _name(self, tensor: Tensor | None) -> str | None:
         # A transposed or cut weight begins at the same place, but is not the parameter.
@@ -206,12 +256,10 @@ class Capture:
             yield stage.end.register_forward_pre_hook(enter)
 
     def _see_tokens(self, stage: Stage, key: tuple[int, ...], tokens: Tensor) -> Tensor:
-        self._used.update(stage.names)
+        self._count(stage.names)
         return _Tap.apply(tokens, self._root, None, lambda _, grad: self._tell_embeddings(stage, key, grad))
 
     def _tell_embeddings(self, stage: Stage, key: tuple[int, ...], grad_tokens: Tensor) -> None:
-        for name in stage.names:
-            self._once(name)
         for grad in grad_tokens.sum(0, keepdim=True) if self._whole_batch else grad_tokens:
             for name, gradient in zip(stage.names, stage.gradients(key, grad), strict=True):
                 self._observer.elementwise(name, gradient[None], None)

@@ -7,6 +7,7 @@ one. For a sample with tokens s, input x and output gradient g:
     transposed   y = x W         grad W[k, o] = sum_s x[s, k] g[s, o]
     scaled       y = x * p       grad p[d]    = sum_s g[s, d] x[s, d]
     added        y = ... + p     grad p[d]    = sum_s g[s, d]
+    looked up    y = W[ids]      grad W[v, d] = sum_s [ids[s] = v] g[s, d]
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Use:
     x: Tensor
     """What is to be kept for the backward pass, batch first."""
     roles: tuple[tuple[Tensor | None, str], ...]
-    """Each parameter and how it acts: "dense", "transposed", "scaled" or "added"."""
+    """Each parameter and how it acts: "dense", "transposed", "scaled", "added" or "looked up" (x then is the ids)."""
     prepare: Prepare | None = None
     """Makes of what was kept and the output's gradient, in the backward pass, the x and g of the formulas."""
 
@@ -50,6 +51,34 @@ def _layer_norm(
         return F.layer_norm(x.float(), normalized_shape, None, None, eps), grad_y
 
     return Use(input, ((weight, "scaled"), (bias, "added")), prepare)
+
+
+def _rms_norm(input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Use | None:
+    if len(normalized_shape) != 1:
+        return None
+
+    def prepare(x: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:
+        return F.rms_norm(x.float(), normalized_shape, None, eps), grad_y
+
+    return Use(input, ((weight, "scaled"),), prepare)
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Use | None:
+    if scale_grad_by_freq or max_norm is not None:
+        return None
+
+    def prepare(ids: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:
+        return ids, grad_y if padding_idx is None else grad_y.masked_fill((ids == padding_idx).unsqueeze(-1), 0)
+
+    return Use(input, ((weight, "looked up"),), prepare)
 
 
 def _conv2d(
@@ -98,6 +127,8 @@ def _pair(value: Any) -> tuple[Any, ...]:
 RULES: dict[Any, Callable[..., Use | None]] = {
     F.linear: use_of_linear,
     F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.embedding: _embedding,
     F.conv2d: _conv2d,
     torch.addcmul: _addcmul,
     torch.mul: _mul,

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from taskarith_fast.capture import observe
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.inputs import Inputs, moved, rows
+from taskarith_fast.inputs import count as size_of
 from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.loops.scoring import Scoring, cotangents
 from taskarith_fast.ops import fisher_diag_, fisher_diag_elementwise_
@@ -40,7 +42,8 @@ def fisher_diagonal(
     Args:
         model: Maps images [B, 3, H, W] to logits [B, C], or to features if `head` is given; see ``capture.observe``
             for the models that are understood. It is run in evaluation mode and left as it was.
-        batches: Yields images [B, 3, H, W], normalised as the model wants them, or tuples (images, labels, ...).
+        batches: Yields images [B, 3, H, W], normalised as the model wants them, or texts as a dict of what it takes, or
+            tuples (images, labels, ...).
         labels: Over which classes: "exact" (the expectation over p(y|x), C backward passes), "sampled" (one class drawn
             from p(y|x) for each image, one pass), "label" (the given one: the empirical Fisher). "mergelm" is what
             published merging code computes, the square of the batch's summed gradient of sum_c sqrt(p_c) log p_c
@@ -85,6 +88,15 @@ class Squares:
     def elementwise(self, name: str, grad_y: Tensor, x: Tensor | None) -> None:
         fisher_diag_elementwise_(self.fisher[name], grad_y, x)
 
+    def looked_up(self, name: str, ids: Tensor, grad_y: Tensor) -> None:
+        """The rows that a sample looked up, each once."""
+        height = len(self.fisher[name])
+        ids, grad_y = ids.flatten(1), grad_y.flatten(1, -2).float()
+        keys = torch.arange(len(ids), device=ids.device)[:, None] * height + ids
+        found, place = keys.flatten().unique(return_inverse=True)
+        sums = grad_y.new_zeros(len(found), grad_y.shape[-1]).index_add_(0, place, grad_y.flatten(0, 1))
+        self.fisher[name].index_add_(0, found % height, sums.square())
+
 
 def add_squares(
     model: nn.Module,
@@ -107,34 +119,35 @@ def add_squares(
         for images, given in progress.track(
             parts_of(batches, scoring.batch_split), "fisher", _length(batches, scoring)
         ):
-            outputs = capture.forward(images.to(device))
+            outputs = capture.forward(moved(images, device))
             logits = outputs if head is None else head(outputs)
-            check_logits(logits, images)
+            check_logits(logits, size_of(images))
             passes = scoring.passes(logits.shape[1])
             for i, cotangent in enumerate(cotangents(logits.detach(), given, scoring, generator), start=1):
                 capture.backward(logits, cotangent, retain_graph=i < passes)
-            count += len(images)
+            count += size_of(images)
     if not count:
         raise ArgumentError("batches must yield at least one image, got none; a generator can be used only once")
     return count
 
 
-def parts_of(batches: Iterable[Any], split: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Images and labels of the batches, at most `split` at a time."""
+def parts_of(batches: Iterable[Any], split: int | None) -> Iterator[tuple[Inputs, Tensor | None]]:
+    """Images (or texts) and labels of the batches, at most `split` at a time."""
     for batch in batches:
-        images, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
-        for start in range(0, len(images), split or max(1, len(images))):
-            part = slice(start, start + (split or len(images)))
-            yield images[part], None if labels is None else labels[part]
+        images, labels = (batch, None) if isinstance(batch, (Tensor, Mapping)) else (batch[0], batch[1])
+        count = size_of(images)
+        for start in range(0, count, split or max(1, count)):
+            part = slice(start, start + (split or count))
+            yield rows(images, part), None if labels is None else labels[part]
 
 
 def _length(batches: Any, scoring: Scoring) -> int | None:
     return len(batches) if scoring.batch_split is None and hasattr(batches, "__len__") else None
 
 
-def check_logits(logits: Any, images: Tensor) -> None:
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+def check_logits(logits: Any, count: int) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ArgumentError(f"model (and head) must map images to logits [B={len(images)}, C], got {found}")
+        raise ArgumentError(f"model (and head) must map images to logits [B={count}, C], got {found}")
     if not bool(logits.isfinite().all()):
         raise ArgumentError("logits must be finite, got NaN or infinity; look at the weights and the images")

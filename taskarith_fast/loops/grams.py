@@ -9,12 +9,13 @@ to a running mean: with n_b rows in the largest of B batches, an entry is within
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.inputs import call, moved
 from taskarith_fast.loops.evaluate import evaluating
 from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.models.fast import fast_linear
@@ -37,7 +38,7 @@ def gram_matrices(
 
     Args:
         model: Called on images [B, 3, S, S], or whatever it takes, in evaluation mode; it is left as it was.
-        batches: Inputs, or tuples whose first item is the input, such as (images, labels).
+        batches: Inputs (a tensor, or texts as a dict), or tuples that begin with one, such as (images, labels).
         names: Weights wanted; None takes every one that is seen.
         dtype: torch.float32, or torch.float64 for twice the memory.
 
@@ -54,7 +55,7 @@ def gram_matrices(
     device, count = device_of(model), 0
     with evaluating(model), fast_linear(model), around_linear(collected.around):
         for batch in batches:
-            model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+            call(model, moved(batch if isinstance(batch, (Tensor, Mapping)) else batch[0], device))
             count += 1
     if not count:
         raise ArgumentError("batches must hold at least one batch, got none")

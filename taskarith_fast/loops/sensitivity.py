@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from taskarith_fast.capture import Observer, observe
 from taskarith_fast.errors import ArgumentError, check_choice
+from taskarith_fast.inputs import Inputs, count, moved
 from taskarith_fast.loops.fisher import Squares, check_logits, parts_of
 from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.loops.scoring import Scoring, cotangents, sample_classes
@@ -83,13 +84,13 @@ def sensitivity_change(
     totals, images_seen = [0.0] * (1 + len(states)), 0
     device = device_of(model)
 
-    def gradients(images: Tensor, given: Tensor | None, state: Mapping[str, Tensor], observer: Observer) -> Tensor:
+    def gradients(images: Inputs, given: Tensor | None, state: Mapping[str, Tensor], observer: Observer) -> Tensor:
         """One pass, told to the observer; the classes whose log-probabilities were differentiated."""
         tensors = {name: state[name].to(parameter) for name, parameter in own.items() if name in state}
         with observe(model, observer, names=wanted, tensors=tensors) as capture:
             outputs = capture.forward(images)
             logits = outputs if head is None else head(outputs)
-            check_logits(logits, images)
+            check_logits(logits, count(images))
             if given is None and labels == "sampled":
                 given = sample_classes(logits.detach().float().softmax(dim=-1), generator)
             (cotangent,) = cotangents(logits.detach(), given, scoring, generator)
@@ -98,14 +99,14 @@ def sensitivity_change(
         return given
 
     for images, given in progress.track(parts_of(batches, None), "sensitivity"):
-        images = images.to(device)
+        images = moved(images, device)
         start = _Recorder(squares)
         classes = gradients(images, given if labels == "label" else None, {}, start)
         totals[0] += _taken(squares)
         for i, state in enumerate(states, start=1):
             gradients(images, classes, state, _Difference(squares, start))
             totals[i] += _taken(squares)
-        images_seen += len(images)
+        images_seen += count(images)
     if not images_seen:
         raise ArgumentError("batches must yield at least one image, got none; a generator can be used only once")
     means = [total / images_seen for total in totals]
@@ -127,6 +128,10 @@ class _Recorder:
         self.told[name].append((grad_y, x))
         self._squares.elementwise(name, grad_y, x)
 
+    def looked_up(self, name: str, ids: Tensor, grad_y: Tensor) -> None:
+        self.told[name].append((grad_y, ids))
+        self._squares.looked_up(name, ids, grad_y)
+
 
 class _Difference:
     """Adds the squares of differences to the gradients that a recorder keeps: their tokens, with the other sign."""
@@ -145,6 +150,11 @@ class _Difference:
         dims = self._squares.fisher[name].dim()
         both = None if x is None or x0 is None else _beside(x, x0, dims)
         self._squares.elementwise(name, _beside(grad_y, -grad0, dims), both)
+
+    def looked_up(self, name: str, ids: Tensor, grad_y: Tensor) -> None:
+        grad0, ids0 = next(self._start[name])
+        assert ids0 is not None
+        self._squares.looked_up(name, _beside(ids, ids0, 0), _beside(grad_y, -grad0, 1))
 
 
 def _beside(a: Tensor, b: Tensor, dims: int) -> Tensor:

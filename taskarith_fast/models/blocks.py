@@ -10,19 +10,24 @@ from torch.utils.checkpoint import checkpoint
 
 from taskarith_fast.errors import ArgumentError
 
-# The names that containers of blocks have: ours and open_clip; timm; transformers.
-_CONTAINERS = ("resblocks", "blocks", "layer", "layers")
+# The names that containers of blocks have: ours and open_clip; timm; transformers; T5.
+_CONTAINERS = ("resblocks", "blocks", "layer", "layers", "block")
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of an encoder of ours, open_clip, timm or transformers, first to last.
+    """The blocks of a model of ours, open_clip, timm or transformers, first to last, of all its stacks.
 
     Raises:
         ArgumentError: If the model has no container of blocks under a name of those libraries.
     """
+    stacks: dict[str, list[nn.Module]] = {}
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] in _CONTAINERS and isinstance(module, (nn.ModuleList, nn.Sequential)) and module:
-            return list(module)
+        inside = any(name.startswith(f"{stack}.") for stack in stacks)
+        is_list = isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 0
+        if is_list and not inside and name.rpartition(".")[2] in _CONTAINERS:
+            stacks[name] = list(module.children())
+    if stacks:
+        return [block for stack in stacks.values() for block in stack]
     raise ArgumentError(f"model must hold its blocks in a list named {', '.join(_CONTAINERS)}, got none")
 
 

@@ -170,7 +170,6 @@ class _Odd(nn.Module):
         (lambda x, w: torch.einsum("bk,ok->bo", x, w), "weight: no rule gives its per-sample gradient"),
         (lambda x, w: x @ w.t(), "weight: no rule gives its per-sample gradient"),
         (lambda x, w: x, "weight: no rule gives its per-sample gradient, or the model does not use it"),
-        (lambda x, w: x @ w @ w, "weight: it is used twice in a pass"),
         (lambda x, w: (x[None] @ w)[0], "weight: its input must have the batch of 3 first, got"),
     ],
 )
