@@ -8,6 +8,7 @@ from benchmarks import (
     calibrate_cases,
     gpu_cases,
     gradient_cases,
+    language_cases,
     loop_cases,
     op_cases,
     shapes,
@@ -153,5 +154,6 @@ CASES = [
         lambda: analysis_cases.disentanglement(linearized=True),
         bars={"straightforward loop, one row of 20": 30 / 20},
     ),
+    *language_cases.CASES,
     *gpu_cases.CASES,
 ]

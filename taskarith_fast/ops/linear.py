@@ -91,12 +91,12 @@ def _compute(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _takes_conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    if torch.compiler.is_compiling() or not _fits(x, weight, bias):
-        return False
+    return not torch.compiler.is_compiling() and _fits(x, weight, bias) and _wants_conv1x1(x, weight)
+
+
+def _wants_conv1x1(x: Tensor, weight: Tensor) -> bool:
     route = requested_linear_route()
-    if route == "auto":
-        route = _auto_route(x.numel() // x.shape[-1], weight)
-    return route == "conv1x1"
+    return (_auto_route(x.numel() // x.shape[-1], weight) if route == "auto" else route) == "conv1x1"
 
 
 def linear_backward(
@@ -115,7 +115,7 @@ def linear_backward(
         grad_x, shape [..., k], and grad_weight, shape [o, k]; None where not asked for.
     """
     if not by_weight or x is None:
-        return (linear(grad, weight.t().contiguous()) if by_x else None), None
+        return (_by_input(grad, weight) if by_x else None), None
     rows = grad.reshape(-1, grad.shape[-1])
     if _takes_conv1x1(x, weight):
         images = [t.reshape(1, 1, -1, t.shape[-1]).permute(0, 3, 1, 2) for t in (rows, x)]
@@ -125,6 +125,12 @@ def linear_backward(
         grad_x = grad_x.permute(0, 2, 3, 1).reshape(x.shape) if by_x else None
         return grad_x, grad_weight.reshape(weight.shape)
     return (rows @ weight).reshape(x.shape) if by_x else None, rows.t() @ x.reshape(-1, x.shape[-1])
+
+
+def _by_input(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad W. A transposed copy of the weight, as the convolution needs it, does not pay for few rows."""
+    plain = grad.numel() > 0 and _is_plain(grad) and _is_plain(weight)
+    return linear(grad, weight.t().contiguous()) if plain and _wants_conv1x1(grad, weight) else grad @ weight
 
 
 def set_linear_route(route: str | None) -> None:
