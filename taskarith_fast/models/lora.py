@@ -29,7 +29,7 @@ from taskarith_fast.models.parameters import linear_layer_names
 from taskarith_fast.ops.linear import Compute, around_linear
 
 _FUSED = re.compile(r"\b(in_proj_weight|qkv\.weight)$")
-_SEPARATE = re.compile(r"\b(q_proj|v_proj|query|value)\.weight$")
+_SEPARATE = re.compile(r"\b(q_proj|v_proj|query|value|q_lin|v_lin|(SelfAttention|EncDecAttention)\.[qv])\.weight$")
 
 
 @dataclass(frozen=True)

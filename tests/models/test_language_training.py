@@ -11,6 +11,7 @@ from taskarith_fast.errors import ArgumentError
 from taskarith_fast.models import load_language_model
 from taskarith_fast.models.blocks import checkpoint_activations, transformer_blocks
 from taskarith_fast.models.compact import compact_gradients
+from taskarith_fast.models.lora import LowRankAdapter
 from taskarith_fast.models.maskable import maskable_names
 from tests.models.language import NAMES, SEQ2SEQ, texts, tiny_language_model
 
@@ -96,6 +97,24 @@ def test_a_tied_output_is_no_dense_layer_alone():
 def test_the_blocks_of_all_stacks_are_found(name, blocks):
     found = transformer_blocks(tiny_language_model(name))
     assert len(found) == blocks and all(type(b).__name__ in ("BertLayer", "TransformerBlock", "T5Block") for b in found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_low_rank_updates_adapt_query_and_value_of_every_attention(name):
+    model, batch = tiny_language_model(name), texts(name)
+    adapter = LowRankAdapter(model, rank=3, scale=2.0)
+    attentions = {"t5": 6, "t5 gated": 6, "t5 gated, tied": 4}.get(name, 2)
+    ends = ("query.weight", "value.weight", "q_lin.weight", "v_lin.weight", "Attention.q.weight", "Attention.v.weight")
+    assert len(adapter.names) == 2 * attentions and all(n.endswith(ends) for n in adapter.names)
+    for b in adapter.b:
+        torch.nn.init.normal_(b, std=0.1)
+    before = model(**batch)
+    with adapter.applied():
+        adapted = model(**batch)
+    adapter.check_seen()
+    assert not torch.allclose(adapted, before, atol=1e-3)
+    model.load_state_dict(adapter.merged(model.state_dict()))
+    torch.testing.assert_close(model(**batch), adapted, atol=1e-4, rtol=1e-4)
 
 
 def _finetuned(name, seed):
