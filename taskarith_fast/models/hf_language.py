@@ -117,6 +117,7 @@ class T5Answers(T5ForConditionalGeneration):
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.model_dim**-0.5
         logits = self.lm_head(hidden)  # [B, C L, V]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # sums over words and tokens follow
         scores = logits.gather(-1, tokens.flatten(1).unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits, -1)
         scores = scores.unflatten(1, (choices, length)) * is_token.to(scores.dtype)
         absent = torch.where(is_token.any(-1), 0.0, -torch.inf).to(scores.dtype)

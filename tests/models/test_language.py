@@ -44,6 +44,17 @@ def test_an_answer_without_a_token_is_impossible():
     assert not torch.isnan(torch.autograd.grad(scores.softmax(-1)[1, 0], model.shared.weight)[0]).any()
 
 
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_scores_of_half_precision_are_summed_in_float32(name):
+    batch, whole = texts(name), tiny_language_model(name)
+    truth = whole(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = whole(**batch)
+    for scores in (mixed, tiny_language_model(name, torch.bfloat16)(**batch)):
+        assert scores.dtype == torch.float32
+        torch.testing.assert_close(scores, truth, rtol=0.05, atol=0.3)
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_padding_does_not_change_features(name):
     model, batch = tiny_language_model(name), texts(name)
