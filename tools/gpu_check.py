@@ -24,7 +24,7 @@ def steps(out: Path) -> dict[str, list[str]]:
     """Name -> command."""
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if _has("xdist") else []
     sanitizer = _sanitizer()
-    watched = [PYTHON, "-m", "tests.ops.run_on_gpu"]
+    watched = [PYTHON, "-m", "tests.ops.run_kernels"]
     found = {
         "facts": [PYTHON, "-c", _FACTS],
         "tests": [*PYTEST, *workers, "tests/ops", "-k", "(cuda or triton or gpu) and not emulated"],

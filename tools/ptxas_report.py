@@ -1,34 +1,49 @@
-"""Registers, stack, spills and shared memory of every compiled CUDA kernel; exit code 1 if one spills.
+"""Registers, spills, shared memory and 128-bit accesses of every compiled CUDA kernel, against the committed table.
 
-    python tools/ptxas_report.py [taskarith_fast/lib/libtaskarith_cuda.so]
+    python tools/ptxas_report.py [--write] [LIBRARY ...]
 
-Reads the library with cuobjdump, from PATH, CUDA_HOME or Triton's wheel; needs no GPU.
+Reads libraries or cubins (by default taskarith_fast/lib/libtaskarith_cuda.so) with cuobjdump, from PATH, CUDA_HOME or
+Triton's wheel; needs no GPU. Exit code 1 if a kernel spills, has grown beyond tests/native/registers.json or has lost
+its 128-bit accesses; --write makes that table anew for the architectures found.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-LIBRARY = Path(__file__).resolve().parents[1] / "taskarith_fast" / "lib" / "libtaskarith_cuda.so"
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "taskarith_fast" / "lib" / "libtaskarith_cuda.so"
+TABLE = ROOT / "tests" / "native" / "registers.json"
+GROWTH = 8  # registers that a kernel may gain, for example by another version of the compiler
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+WIDE = re.compile(r"\b(LD|ST)G?\.[\w.]*128")  # of global memory, or of an address whose kind is not known
 
 
 class Usage(NamedTuple):
     """What one kernel takes on one architecture; stack and local memory (bytes) are spills or arrays."""
 
     architecture: str
+    source: str
     kernel: str
     registers: int
     stack: int
     shared: int
     local: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}: {self.kernel}"
 
 
 def cuobjdump() -> str | None:
@@ -41,14 +56,22 @@ def cuobjdump() -> str | None:
     return shutil.which("cuobjdump") or next(found, None)
 
 
-def demangle(name: str) -> str:
-    """A kernel's name with its template arguments, without namespaces and parameters."""
-    tool = shutil.which("c++filt")
-    if tool is None:
-        return name
-    long = subprocess.check_output([tool, name], text=True).strip()
-    bare = re.sub(r"taskarith::|\(anonymous namespace\)::|^void ", "", long)
+def bare_name(demangled: str) -> str:
+    """A function's name with its template arguments, without namespaces and parameters."""
+    bare = re.sub(r"taskarith::|\(anonymous namespace\)::|^void ", "", demangled)
     return re.sub(r"\([^()]*\)$", "", bare)
+
+
+@functools.cache
+def demangle(name: str) -> str:
+    tool = shutil.which("c++filt")
+    return bare_name(subprocess.check_output([tool, name], text=True).strip()) if tool else name
+
+
+def source_of(mangled: str) -> str:
+    """The file of a kernel in an anonymous namespace, which nvcc names after it."""
+    match = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}_", mangled)
+    return f"{match[1]}.cu" if match else ""
 
 
 def usages(library: Path, tool: str) -> list[Usage]:
@@ -62,20 +85,86 @@ def usages(library: Path, tool: str) -> list[Usage]:
             kernel = match[1]
         elif match := USAGE.search(line):
             registers, stack, shared, local = map(int, match.groups())
-            found.append(Usage(architecture, demangle(kernel), registers, stack, shared, local))
+            found.append(Usage(architecture, source_of(kernel), demangle(kernel), registers, stack, shared, local))
     return found
 
 
+def wide_accesses(library: Path, tool: str) -> dict[tuple[str, str], Counter[str]]:
+    """(architecture, source: kernel) -> how many 128-bit LD and ST stand in its machine code."""
+    path = f"{Path(tool).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # cuobjdump calls nvdisasm
+    output = subprocess.check_output([tool, "-sass", str(library)], text=True, env={**os.environ, "PATH": path})
+    found: dict[tuple[str, str], Counter[str]] = {}
+    architecture, counts = "", Counter[str]()
+    for line in output.splitlines():
+        if match := re.search(r"arch = (\S+)", line):
+            architecture = match[1]
+        elif match := re.search(r"Function : (\S+)", line):
+            name = f"{source_of(match[1])}: {demangle(match[1])}"
+            counts = found[architecture, name] = Counter()
+        elif match := WIDE.search(line):
+            counts[match[1]] += 1
+    return found
+
+
+def measured(libraries: list[Path], tool: str) -> dict[str, dict[str, list[int]]]:
+    """Architecture -> kernel -> registers, bytes of shared memory, 128-bit loads and stores."""
+    table: dict[str, dict[str, list[int]]] = {}
+    for library in libraries:
+        wide = wide_accesses(library, tool)
+        for row in usages(library, tool):
+            counts = wide[row.architecture, row.name]
+            table.setdefault(row.architecture, {})[row.name] = [row.registers, row.shared, counts["LD"], counts["ST"]]
+    return {architecture: dict(sorted(rows.items())) for architecture, rows in sorted(table.items())}
+
+
+def complaints(now: dict[str, dict[str, list[int]]], table: dict[str, dict[str, list[int]]]) -> list[str]:
+    """How the kernels differ from the table for the worse, one line each; architectures not in the table are left."""
+    found = []
+    for architecture in now.keys() & table.keys():
+        rows, limits = now[architecture], table[architecture]
+        found += [f"{architecture} {name}: not in the table" for name in rows.keys() - limits.keys()]
+        found += [f"{architecture} {name}: in the table, not compiled" for name in limits.keys() - rows.keys()]
+        for name in rows.keys() & limits.keys():
+            (registers, shared, *wide), (most, bytes_, *wanted) = rows[name], limits[name]
+            if registers > most + GROWTH:
+                found.append(f"{architecture} {name}: {registers} registers, {most} in the table")
+            if shared > bytes_ + 1024:
+                found.append(f"{architecture} {name}: {shared} bytes of shared memory, {bytes_} in the table")
+            for what, count, least in zip(("loads", "stores"), wide, wanted, strict=True):
+                if least > 0 and count == 0:
+                    found.append(f"{architecture} {name}: no 128-bit {what}, {least} in the table")
+    return sorted(found)
+
+
+def write(table: dict[str, dict[str, list[int]]]) -> None:
+    rows = {a: [f"    {json.dumps(n)}: {json.dumps(r)}" for n, r in kernels.items()] for a, kernels in table.items()}
+    parts = [f'  "{a}": {{\n' + ",\n".join(lines) + "\n  }" for a, lines in rows.items()]
+    TABLE.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
 def main() -> int:
-    library, tool = Path(sys.argv[1]) if len(sys.argv) > 1 else LIBRARY, cuobjdump()
-    if tool is None or not library.exists():
-        print(f"skipped: {'no cuobjdump' if tool is None else f'{library} was not built'}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("libraries", nargs="*", type=Path, default=[LIBRARY])
+    parser.add_argument("--write", action="store_true", help="make the table anew")
+    options, tool = parser.parse_args(), cuobjdump()
+    missing = [library for library in options.libraries if not library.exists()]
+    if tool is None or missing:
+        print(f"skipped: {'no cuobjdump' if tool is None else f'{missing[0]} was not built'}")
         return 0
-    rows = usages(library, tool)
-    for row in rows:
-        print(f"{row.architecture:8} {row.registers:4} registers {row.stack:4} stack {row.local:4} local "
-              f"{row.shared:6} shared  {row.kernel}")  # fmt: skip
-    return int(any(row.stack or row.local for row in rows))
+    now = measured(options.libraries, tool)
+    for architecture, rows in now.items():
+        for name, (registers, shared, loads, stores) in rows.items():
+            wide = f"{loads:3} wide loads {stores:3} wide stores"
+            print(f"{architecture:8} {registers:4} registers {shared:6} shared {wide}  {name}")
+    spilling = [row for library in options.libraries for row in usages(library, tool) if row.stack or row.local]
+    problems = [f"{r.architecture} {r.name}: {r.stack} bytes of stack, {r.local} local" for r in spilling]
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    if options.write:
+        write({**table, **now})
+    else:
+        problems += complaints(now, table)
+    print("\n".join(problems))
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 // One block of CUDA threads on fibers, run by a scheduler in a chosen order until all have ended.
 //
-// A thread runs until it ends or waits at a barrier or warp collective, so a kernel that forgets a barrier sees what
-// the order makes of it: later threads have written nothing yet. A round in which nobody can run is a deadlock.
+// A thread runs until it ends or waits at a barrier or warp collective, and forwards or in reverse a warp runs until
+// all of it wait for others; so a kernel that forgets a barrier sees what the order makes of it: later warps have
+// written nothing yet, and have not read what earlier ones write next. A round in which nobody can run is a deadlock.
 #pragma once
 
 #include <algorithm>
@@ -138,17 +139,26 @@ inline void Block::run() {
   std::vector<Thread*> turns = threads;
   const Schedule plan = schedule();
   if (plan.order == Order::kReverse) std::reverse(turns.begin(), turns.end());
+  const size_t together = plan.order == Order::kRandom ? count : 32;
   std::mt19937 random(plan.seed + 7919u * (index.x + grid.x * (index.y + grid.y * index.z)));
   alive = count;
   current_block = this;
   while (alive > 0 && !error) {
     bool progress = false;
     if (plan.order == Order::kRandom) std::shuffle(turns.begin(), turns.end(), random);
-    for (Thread* t : turns) {
-      if (t->done || t->must_wait() || error) continue;
-      progress = true;
-      current_thread = t;
-      t->fiber.resume();
+    for (size_t first = 0; first < count; first += together) {
+      bool ran = true;
+      while (ran) {
+        ran = false;
+        for (size_t i = first; i < std::min<size_t>(first + together, count); ++i) {
+          Thread* t = turns[i];
+          if (t->done || t->must_wait() || error) continue;
+          ran = progress = true;
+          current_thread = t;
+          t->fiber.resume();
+        }
+        if (plan.order == Order::kRandom) break;
+      }
     }
     if (!progress) error = std::make_exception_ptr(Error(deadlock()));
   }

@@ -3,6 +3,7 @@
 
 #include <mutex>
 #include <numeric>
+#include <set>
 #include <type_traits>
 
 #include "emulation/block.h"
@@ -28,9 +29,17 @@ inline void check_limits(const dim3& grid, const dim3& block, size_t parameters)
     throw Error(std::to_string(parameters) + " bytes of kernel parameters, at most 4096 fit");
 }
 
-inline void run_grid(const dim3& grid, const dim3& block, size_t shared_bytes, const std::function<void()>& body) {
+// The addresses of the kernels that have run: what tests have executed.
+inline std::set<const void*>& executed_kernels() {
+  static std::set<const void*> instance;
+  return instance;
+}
+
+inline void run_grid(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes,
+                     const std::function<void()>& body) {
   static std::mutex one_launch;
   const std::lock_guard<std::mutex> lock(one_launch);
+  executed_kernels().insert(kernel);
   const uint64_t count = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
   const Order order = schedule().order;
   std::vector<uint64_t> shuffled(order == Order::kRandom ? count : 0);
@@ -49,7 +58,7 @@ template <class... Parameters>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             std::type_identity_t<Parameters>... args) {
   check_limits(grid, block, parameter_bytes<Parameters...>());
-  run_grid(grid, block, shared_bytes, [&] { kernel(args...); });
+  run_grid(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, [&] { kernel(args...); });
 }
 
 }  // namespace cuda_emulation

@@ -1,8 +1,6 @@
 """The host execution of CUDA kernels: right ones are right in every order, every seeded bug is caught."""
 
 import ctypes
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,29 +8,19 @@ import pytest
 import torch
 
 from taskarith_fast import native, ops
-from tests.ops.cases import all_cases, listed
+from tests.native.emulated import CSRC, compile_emulated, compiler, flags, missing_tools, toolkit
+from tests.ops.cases import all_cases
 
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
 ORDERS = ("0 1", "1 1", "2 1", "2 2", "2 3")  # forward, reverse, three shuffles
 
 
-def _toolkit():
-    for root in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
-        if root and (Path(root) / "include" / "cuda_fp16.h").exists():
-            return Path(root)
-    return None
-
-
 def _compile(tmp_path_factory, *more):
-    toolkit, compiler = _toolkit(), shutil.which("g++") or shutil.which("c++")
-    if toolkit is None or compiler is None:
-        pytest.skip("needs a C++ compiler and the CUDA toolkit's headers")
+    if reason := missing_tools():
+        pytest.skip(reason)
     path = tmp_path_factory.mktemp("emulation") / "emulation_cases"
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    flags += ["-U_FORTIFY_SOURCE", "-fno-strict-aliasing", *more]
-    includes = ["-DTASKARITH_EMULATED", f"-I{CSRC}", "-isystem", str(toolkit / "include")]
-    subprocess.run([compiler, *flags, *includes, HERE / "emulation_cases.cpp", "-o", path], check=True)
+    command = [compiler(), *flags(), "-O1", "-Wall", "-Wextra", "-Werror", *more, HERE / "emulation_cases.cpp"]
+    subprocess.run([*command, "-o", path], check=True)
     return path
 
 
@@ -115,7 +103,7 @@ def test_the_sanitizers_find_nothing_in_right_kernels_and_the_bugs_in_broken_one
 
 
 def test_nvcc_takes_the_same_kernels(tmp_path):
-    nvcc = (_toolkit() or Path("nowhere")) / "bin" / "nvcc"
+    nvcc = (toolkit() or Path("nowhere")) / "bin" / "nvcc"
     if not nvcc.exists():
         pytest.skip("no nvcc")
     command = [nvcc, "-std=c++20", "-arch=sm_80", f"-I{CSRC}", "-x", "cu", "-c", "-o", tmp_path / "kernels.o"]
@@ -132,19 +120,16 @@ def _emulated_library():
 KERNELS = [case for case in all_cases() if case.op.absent("cuda_emulated") is None]
 
 
-@pytest.mark.parametrize("case", KERNELS, ids=lambda case: case.op.name)
-def test_bytes_do_not_depend_on_the_order_of_blocks_and_threads(case):
-    library = _emulated_library()
-    args = next(iter(case.samples.values()))(torch.float32)
-    results = []
-    try:
-        for order, seed in ((0, 1), (1, 1), (2, 5)):
-            assert library.taskarith_emulation_schedule(order, seed) == 0
-            results.append(listed(case.op(*args, backend="cuda_emulated")))
-    finally:
-        library.taskarith_emulation_schedule(0, 1)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+@pytest.mark.slow
+@pytest.mark.parametrize("numel", [2**31 + 4099, 2**40])
+def test_offsets_in_tensors_beyond_two_to_the_31_are_right(numel, tmp_path):
+    if reason := missing_tools():
+        pytest.skip(reason)
+    compile_emulated([HERE / "large_tensor.cu"], tmp_path / "large_tensor.so", more=["-O1", "-w"])
+    out = (ctypes.c_uint64 * 2)()
+    ctypes.CDLL(str(tmp_path / "large_tensor.so")).last_chunk(ctypes.c_int64(numel), out)
+    first = (numel - 1) // 4096 * 4096
+    assert list(out) == [sum(range(first, numel, 8)), numel - first]
 
 
 def test_an_unknown_order_of_threads_is_refused():

@@ -44,7 +44,6 @@ __global__ void __launch_bounds__(kThreads, 4)
     const Span<SmallInfo> span = span_of(table, item / results.tasks);
     with_storage(span.tensor.storage,
                  [&](auto zero) { select_small<decltype(zero)>(span, item % results.tasks, results, counts); });
-    __syncthreads();  // the next item writes counts
   }
 }
 
