@@ -99,7 +99,6 @@ MUTANTS = [
     Mutant("largest is outside the bracket", SEARCH, "breadcrumbs", "high(largest + 1)", "high(largest)", tests=CUTS),
     Mutant("candidates are not counted from zero", SEARCH, "breadcrumbs", "gathered[threadIdx.x] = 0;", ";", tests=CUTS),
     Mutant("one set of sums in turn", SEARCH, "breadcrumbs", "sums[turn & 1]", "sums[0]", tests=CUTS),
-    Mutant("largest is overwritten while it is read", SEARCH, "breadcrumbs", "  __syncthreads();  // the last call's readers are done\n", "", tests=CUTS),
     Mutant("no barrier between gathering and comparing", SEARCH, "breadcrumbs", "atomicAdd(&gathered[c], 1u)] = bits[j];\n  }\n  barrier<kBlock>();", "atomicAdd(&gathered[c], 1u)] = bits[j];\n  }", tests=CUTS),
     Mutant("equal candidates are counted once more", SEARCH, "breadcrumbs", "&& other < i;", "&& other <= i;", tests=CUTS),
     Mutant("band keeps the outliers", CRUMBS, "breadcrumbs", "cuts[1].holds(bits[j], i) && !cuts[0].holds(bits[j], i)", "cuts[1].holds(bits[j], i)", quick=True),
