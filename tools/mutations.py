@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,7 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
                 if verdict.caught:
                     print(f"the unchanged tests of {mutant.op} fail: {verdict.reason}")
                     return 1
-        for mutant, verdict in zip(mutants, pool.map(lambda m: judge(m, flags), mutants), strict=True):
+        running = {pool.submit(judge, mutant, flags): mutant for mutant in mutants}
+        for future in as_completed(running):
+            mutant, verdict = running[future], future.result()
             survivors += not verdict.caught
             print(f"{'caught' if verdict.caught else 'SURVIVED':8} {mutant.name:50} {verdict.reason[:150]}", flush=True)
     print(f"{len(mutants) - survivors} of {len(mutants)} mutants caught in {time.monotonic() - start:.0f} s")
