@@ -21,7 +21,7 @@ from taskarith_fast.loops.recipes import RECIPES as FINETUNE_RECIPES
 from taskarith_fast.loops.recipes import within
 from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.loops.stages import Stage
-from taskarith_fast.models.backbone import digest
+from taskarith_fast.models.packages import digest
 
 StageMap = dict[str, Stage[compute.Workshop]]
 

