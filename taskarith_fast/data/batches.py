@@ -57,14 +57,11 @@ def batches(
         ArgumentError: If batch_size or image_size is not positive, mean or std does not have three entries,
             seed, epoch or skip is negative, or there is no such part.
     """
-    if batch_size < 1 or image_size < 1:
-        raise ArgumentError(f"batch_size and image_size must be at least 1, got {batch_size} and {image_size}")
+    check_pass(batch_size, seed, epoch, skip, part)
+    if image_size < 1:
+        raise ArgumentError(f"image_size must be at least 1, got {image_size}")
     if len(mean) != 3 or len(std) != 3:
         raise ArgumentError(f"mean and std must have 3 entries, got {len(mean)} and {len(std)}")
-    if seed < 0 or epoch < 0:
-        raise ArgumentError(f"seed and epoch must not be negative, got {seed} and {epoch}")
-    if skip < 0 or not 0 <= part[0] < part[1]:
-        raise ArgumentError(f"skip must not be negative and part one of (0, n) to (n - 1, n), got {skip} and {part}")
     split = at_size(split, image_size)
     return _iterate(split, batch_size, image_size, mean, std, shuffle, seed, epoch, augment, device, skip, part)
 
@@ -83,8 +80,7 @@ def _iterate(
     skip: int,
     part: tuple[int, int],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
-    order = torch.randperm(len(split), generator=generator) if shuffle else torch.arange(len(split))
+    order, generator = ordered(len(split), shuffle, seed, epoch)
     # (x / 255 - mean) / std as one multiply-add
     scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(3, 1, 1).to(device)
     shift = -(torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64))
@@ -95,13 +91,33 @@ def _iterate(
         corners = torch.randint(0, 2 * reach + 1, (len(indices), 2), generator=generator) if augment else None
         if number < skip:
             continue
-        chosen = torch.arange(len(indices)).tensor_split(part[1])[part[0]]
-        if not len(chosen):
-            chosen = torch.tensor([len(indices) - 1])
+        chosen = part_of(len(indices), part)
         images, labels = split.get(indices[chosen])
         if corners is not None:
             images = _shifted(images, corners[chosen], reach)
         yield images.to(device).float().mul_(scale).add_(shift), labels.to(device)
+
+
+def ordered(count: int, shuffle: bool, seed: int, epoch: int) -> tuple[Tensor, torch.Generator]:
+    """The order of a pass over `count` samples, int64 [count], and the generator to draw the rest of the pass from."""
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+    return torch.randperm(count, generator=generator) if shuffle else torch.arange(count), generator
+
+
+def part_of(count: int, part: tuple[int, int]) -> Tensor:
+    """Places of the i-th of n parts of a batch of `count`, never none."""
+    chosen = torch.arange(count).tensor_split(part[1])[part[0]]
+    return chosen if len(chosen) else torch.tensor([count - 1])
+
+
+def check_pass(batch_size: int, seed: int, epoch: int, skip: int, part: tuple[int, int]) -> None:
+    """Refuse a pass over a split that cannot be made."""
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
+    if seed < 0 or epoch < 0:
+        raise ArgumentError(f"seed and epoch must not be negative, got {seed} and {epoch}")
+    if skip < 0 or not 0 <= part[0] < part[1]:
+        raise ArgumentError(f"skip must not be negative and part one of (0, n) to (n - 1, n), got {skip} and {part}")
 
 
 def _shifted(images: Tensor, corners: Tensor, reach: int) -> Tensor:

@@ -6,19 +6,22 @@ from pathlib import Path
 
 from taskarith_fast.data.folder import load_folder
 from taskarith_fast.data.npz import load_npz
-from taskarith_fast.data.pack import load_tasks
+from taskarith_fast.data.pack import load_tasks, shipped_tasks
 from taskarith_fast.data.task import Task
+from taskarith_fast.data.text import load_tsv
 from taskarith_fast.data.torchvision_tasks import load_torchvision
+from taskarith_fast.errors import ArgumentError
 
 
 def find_task(words: str) -> Task:
     """Open the task that `words` name.
 
     Args:
-        words: A task of the shipped pack ("fashion"), an image folder or ``.npz`` file ("data/pets"), or one of the
-            eight paper datasets with the folder that holds it ("DTD@data").
+        words: A task of the shipped packs ("fashion", "nouns"), an image folder or ``.npz`` file ("data/pets"), a
+            ``.tsv`` file of texts, or one of the eight paper datasets with the folder that holds it ("DTD@data").
 
     Raises:
+        ArgumentError: If no shipped task has this name.
         DataError: If there is no such task, or it is damaged.
     """
     name, at, root = words.rpartition("@")
@@ -27,6 +30,11 @@ def find_task(words: str) -> Task:
     path = Path(words)
     if path.suffix == ".npz":
         return load_npz(path)
+    if path.suffix == ".tsv":
+        return load_tsv(path)
     if path.is_dir():
         return load_folder(path)
-    return load_tasks([words])[words]
+    roots = shipped_tasks()
+    if words not in roots:
+        raise ArgumentError(f"task must be a folder, a file or among {', '.join(roots)}, got {words!r}")
+    return load_tasks([words], roots[words])[words]

@@ -1,4 +1,5 @@
-"""The seven small tasks that ship with the package (built by tools/build_pack.py)."""
+"""The small tasks that ship with the package: seven of images (built by tools/build_pack.py), seven of texts
+(tools/build_text_pack.py)."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ from typing import Any
 
 from taskarith_fast.data.npz import load_npz
 from taskarith_fast.data.task import SPLITS, Task
+from taskarith_fast.data.text import load_tsv
 from taskarith_fast.errors import ArgumentError, DataError
 
 PACK_ROOT = Path(__file__).parent / "pack"
+TEXT_PACK_ROOT = Path(__file__).parent / "text_pack"
 _FIELDS = {"file", "sha256", "classes", "counts", "licence", "source"}
 
 
@@ -21,7 +24,7 @@ def load_tasks(names: Iterable[str] | None = None, root: str | Path | None = Non
 
     Args:
         names: Tasks to load, in this order; all of them, in the manifest's order, if not given.
-        root: Folder with `manifest.json` and the .npz files; the shipped pack if not given.
+        root: Folder with `manifest.json` and the .npz or .tsv files; the shipped pack of images if not given.
 
     Raises:
         ArgumentError: If a name is not in the pack.
@@ -34,6 +37,16 @@ def load_tasks(names: Iterable[str] | None = None, root: str | Path | None = Non
         if name not in entries:
             raise ArgumentError(f"names must be among {', '.join(entries)}, got {name!r}")
     return {name: _load(name, entries[name], folder) for name in chosen}
+
+
+def load_text_tasks(names: Iterable[str] | None = None) -> dict[str, Task]:
+    """`load_tasks` for the shipped tasks of texts."""
+    return load_tasks(names, TEXT_PACK_ROOT)
+
+
+def shipped_tasks() -> dict[str, Path]:
+    """The names of all tasks that ship with the package, and the pack of each."""
+    return {name: root for root in (PACK_ROOT, TEXT_PACK_ROOT) for name in _manifest(root)}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -57,12 +70,13 @@ def _load(name: str, entry: dict[str, Any], folder: Path) -> Task:
         raise DataError(f"{path}: no such file, but the manifest lists it; build the pack again") from None
     if found != entry["sha256"]:
         raise DataError(f"{path}: sha256 must be {entry['sha256'][:12]}..., got {found[:12]}...; the file has changed")
-    task = load_npz(path, name=name, licence=entry["licence"], source=entry["source"])
+    load = load_tsv if path.suffix == ".tsv" else load_npz
+    task = load(path, name=name, licence=entry["licence"], source=entry["source"])
     if list(task.classes) != entry["classes"]:
         raise DataError(
             f"{path}: the manifest lists {len(entry['classes'])} classes, the file {len(task.classes)} others"
         )
     counts = {split: len(task.splits[split]) for split in SPLITS}
     if counts != entry["counts"]:
-        raise DataError(f"{path}: the manifest counts {entry['counts']} images, the file has {counts}")
+        raise DataError(f"{path}: the manifest counts {entry['counts']} samples, the file has {counts}")
     return task

@@ -1,10 +1,10 @@
-"""What a task is: three splits of labelled images, in memory or decoded from files when asked for."""
+"""What a task is: three splits of labelled images or texts, in memory or decoded from files when asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ SPLITS = ("train", "val", "test")
 
 @runtime_checkable
 class Split(Protocol):
-    """Labelled images in a fixed order."""
+    """Labelled images, or texts, in a fixed order."""
 
     def __len__(self) -> int: ...
 
-    def get(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images at `indices`, uint8 [B, 3, H, W], and their labels, int64 [B]."""
+    def get(self, indices: Sequence[int] | Tensor) -> tuple[Any, Tensor]:
+        """Return the images at `indices`, uint8 [B, 3, H, W], or a list of texts, and their labels, int64 [B]."""
         ...
 
 
@@ -36,8 +36,8 @@ class Task:
         name: Short name, unique among the tasks of one run.
         classes: Class names; label c means classes[c].
         splits: "train", "val" and "test".
-        licence: SPDX identifier of the images' licence, or "unknown".
-        source: Where the images come from, for a person to read.
+        licence: SPDX identifier of the samples' licence, or "unknown".
+        source: Where the samples come from, for a person to read.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Task:
             raise DataError(f"task {self.name} needs the splits train, val and test, but lacks {', '.join(missing)}")
         empty = [split for split in SPLITS if len(self.splits[split]) == 0]
         if empty:
-            raise DataError(f"task {self.name} has no image in its {empty[0]} split")
+            raise DataError(f"task {self.name} has no sample in its {empty[0]} split")
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
@@ -172,7 +172,7 @@ class DecodedSplit:
 
 
 class SubsetSplit:
-    """Some images of another split, in the order of `indices`."""
+    """Some samples of another split, in the order of `indices`."""
 
     def __init__(self, split: Split, indices: Sequence[int] | Tensor) -> None:
         self._split = split
@@ -181,7 +181,7 @@ class SubsetSplit:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def get(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+    def get(self, indices: Sequence[int] | Tensor) -> tuple[Any, Tensor]:
         return self._split.get(self.indices[torch.as_tensor(indices, dtype=torch.int64)])
 
     def at_size(self, size: int) -> SubsetSplit:
@@ -224,6 +224,6 @@ def validation_split(split: Split) -> tuple[SubsetSplit, SubsetSplit]:
     """
     val = min(int(0.1 * len(split)), 5000)
     if val == 0:
-        raise DataError(f"cannot carve a validation part out of {len(split)} training images; at least 10 are needed")
+        raise DataError(f"cannot carve a validation part out of {len(split)} training samples; at least 10 are needed")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     return SubsetSplit(split, order[:-val]), SubsetSplit(split, order[-val:])

@@ -77,7 +77,7 @@ def test_augmentation_shifts_and_repeats_itself_for_one_epoch_only() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size and image_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"image_size": 0}, "must be at least 1"),
         ({"mean": (0.0,)}, "mean and std must have 3 entries, got 1 and 3"),
         ({"seed": -1}, "must not be negative, got -1"),

@@ -129,5 +129,5 @@ def test_a_task_needs_three_splits_with_images() -> None:
     with pytest.raises(DataError, match="lacks val, test"):
         Task("small", ("a", "b", "c"), {"train": split})
     empty = SubsetSplit(split, [])
-    with pytest.raises(DataError, match="no image in its val split"):
+    with pytest.raises(DataError, match="no sample in its val split"):
         Task("small", ("a", "b", "c"), {"train": split, "val": empty, "test": split})
