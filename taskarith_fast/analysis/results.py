@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,7 +25,7 @@ class Measured(_Document):
 
 
 class TaskFacts(_Document):
-    """A task as it was used: how many images of each split, and where they come from."""
+    """A task as it was used: how many images or texts of each split, and where they come from."""
 
     name: str
     classes: int
@@ -34,6 +34,14 @@ class TaskFacts(_Document):
     test: int
     licence: str
     source: str
+
+
+class ExampleText(_Document):
+    """One training text of a task, to show."""
+
+    task: str
+    text: str
+    label: str
 
 
 class Row(_Document):
@@ -180,6 +188,9 @@ class Results(_Document):
     """What was fine-tuned, in words."""
     versions: dict[str, str]
     machine: dict[str, str]
+    samples: Literal["images", "texts"] = "images"
+    """What is classified."""
+    examples: list[ExampleText] = []
     tasks: list[TaskFacts]
     rows: list[Row]
     curves: Curves

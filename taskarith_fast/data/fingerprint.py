@@ -11,7 +11,7 @@ _BATCH = 256
 
 
 def fingerprint(task: Task, splits: Sequence[str] = SPLITS, *, most: int | None = None) -> str:
-    """SHA-256 of images and labels, in order, and of the class names.
+    """SHA-256 of images or texts and labels, in order, and of the class names.
 
     Args:
         task: The task.
@@ -27,7 +27,9 @@ def fingerprint(task: Task, splits: Sequence[str] = SPLITS, *, most: int | None 
             indices = [i * len(split) // most for i in range(most)]
         for start in range(0, len(indices), _BATCH):
             images, labels = split.get(indices[start : start + _BATCH])
-            for tensor in (images, labels):
-                sha.update(f"{name} {list(tensor.shape)}".encode())
-                sha.update(tensor.contiguous().numpy().tobytes())
+            for part in (images, labels):
+                is_texts = isinstance(part, list)
+                sha.update(f"{name} {part if is_texts else list(part.shape)}".encode())
+                if not is_texts:
+                    sha.update(part.contiguous().numpy().tobytes())
     return sha.hexdigest()

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.inputs import Inputs
+from taskarith_fast.inputs import count as size_of
 from taskarith_fast.loops.finetune import DivergedError, seeded
 from taskarith_fast.loops.merged_model import MergedModel, resident
 from taskarith_fast.loops.runtime import device_of
@@ -153,15 +155,18 @@ def _checked_tasks(
     return tuple(heads)
 
 
-def _stream(name: str, loader: Iterable[Any]) -> Iterator[Tensor]:
-    """Image batches without end."""
+def _stream(name: str, loader: Iterable[Any]) -> Iterator[Inputs]:
+    """Batches of images or texts without end."""
     while True:
         count = 0
         for batch in loader:
             images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            if not isinstance(images, Tensor) or images.dim() != 4 or not len(images):
+            is_batch = isinstance(images, Mapping) or (isinstance(images, Tensor) and images.dim() == 4)
+            if not is_batch or not size_of(images):
                 got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-                raise ArgumentError(f"loaders[{name!r}] must give images [B, 3, S, S] or (images, labels), got {got}")
+                raise ArgumentError(
+                    f"loaders[{name!r}] must give images [B, 3, S, S], texts as a dict, or (images, labels), got {got}"
+                )
             count += 1
             yield images
         if not count:

@@ -186,6 +186,7 @@ FINETUNE_PRESETS = {
     "demo": _DEMO,
     "demo_qkvo": dataclasses.replace(_DEMO, lr=1e-4, recipe="qkvo"),
     "demo_talos": dataclasses.replace(_DEMO, lr=1e-3, recipe="talos"),
+    "demo_lora": dataclasses.replace(_DEMO, lr=1e-3, recipe="lora"),
     "demo_lota": dataclasses.replace(_DEMO, lr=2e-4, recipe="lota"),
     "demo_linearized": dataclasses.replace(_DEMO, lr=5e-5, recipe="linearized"),
 }

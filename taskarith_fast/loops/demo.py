@@ -40,6 +40,7 @@ def run_demo(
     quick: bool = False,
     everything: bool = False,
     seeds: int = 0,
+    texts: bool = False,
     device: str = "auto",
     threads: int = 0,
 ) -> Path:
@@ -49,6 +50,7 @@ def run_demo(
         out: Folder for all results; made if it is missing.
         quick: A small version.
         everything: Every recipe, negation, and the rows that train most, on fewer images.
+        texts: The shipped tasks of texts and the backbone that reads them, in place of images.
         seeds: Number of seeds; 0 takes the size's own.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         threads: CPU threads; 0 leaves torch's number.
@@ -59,12 +61,12 @@ def run_demo(
     Raises:
         ArgumentError: If an argument is out of its domain, or `out` is a file.
     """
-    config = choose_preset(quick=quick, everything=everything, seeds=seeds)
+    config = choose_preset(quick=quick, everything=everything, seeds=seeds, texts=texts)
     if threads < 0:
         raise ArgumentError(f"threads must be at least 0, got {threads}")
     place = resolve_device(device)
     _make_folder(out)
-    tasks = limit_tasks(data.load_tasks(config.tasks), config)
+    tasks = limit_tasks((data.load_text_tasks if texts else data.load_tasks)(config.tasks), config)
     with limit_threads(threads or None):
         encoder = load_encoder(config.encoder, image_size=config.image_size, depth=config.depth).to(place)
         config = _at(config, str(place))
@@ -87,7 +89,7 @@ def run_study(config: DemoConfig, encoder: nn.Module, tasks: Mapping[str, data.T
     shop = Workshop(encoder, tasks)
     artefacts, reused = run_stages(plan, Store(out / "stages"), shop)
     results = collect(config, plan, artefacts, reused, encoder, tasks)
-    return write_report(results, tasks, cast(int, encoder.image_size), out)
+    return write_report(results, tasks, encoder, out)
 
 
 def run_stages(plan: Plan, store: Store, shop: Workshop) -> tuple[dict[str, Artefact], set[str]]:
@@ -113,14 +115,16 @@ def run_stages(plan: Plan, store: Store, shop: Workshop) -> tuple[dict[str, Arte
     return artefacts, reused
 
 
-def write_report(results: Results, tasks: Mapping[str, data.Task], image_size: int, out: Path) -> Path:
+def write_report(results: Results, tasks: Mapping[str, data.Task], encoder: nn.Module, out: Path) -> Path:
     """Write results, tables, figures and the page; returns the page's path."""
     results.save(out / "results.json")
     tables = (
         f"{title[:1].upper()}{title[1:]}\n\n{markdown_table(results, key)}" for key, title in results.recipes.items()
     )
     write_text(out / "table.md", "\n".join(tables))
-    figures = all_figures(results) | {"tasks": png(samples_figure(*_samples(tasks, image_size)))}
+    figures = all_figures(results)
+    if results.samples == "images":
+        figures["tasks"] = png(samples_figure(*_samples(tasks, cast(int, encoder.image_size))))
     (out / "figures").mkdir(exist_ok=True)
     for name, image in figures.items():
         (out / "figures" / f"{name}.png").write_bytes(image)

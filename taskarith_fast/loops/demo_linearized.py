@@ -32,9 +32,12 @@ def encode_tangents(
     """Features "value", derivatives by direction, and labels, as ``<split>/<task>/<what>``."""
     taus = {name: _tau(shop, inputs, name) for name in shop.tasks}
     names, tensors = list(shop.tasks), dict[str, Tensor]()
+    # Masks of one task may select nothing in a tensor that another's train.
+    trained = dict.fromkeys(n for tau in taus.values() for n in tau)
+    total: Tau = {n: sum(tau[n] for tau in taus.values() if n in tau) for n in trained}  # type: ignore[misc]
     for place, name in enumerate(names):
         along = {"own": taus[name], "previous": taus[names[place - 1]]}
-        along["sum"] = {n: sum(tau[n] for tau in taus.values()) for n in taus[name]}  # type: ignore[misc]
+        along["sum"] = total
         for split in splits:
             images = shop.tasks[name].splits[split]
             batches = batches_of(shop.encoder, images, batch_size=64, image_size=None, device=device_of(shop.encoder))

@@ -76,7 +76,7 @@ class Planner:
             "device": device_of(encoder).type,
             "encoder": digest({name: tensor.cpu() for name, tensor in encoder.state_dict().items()}),
             "architecture": repr(getattr(encoder, "config", type(encoder).__name__)),
-            "image_size": encoder.image_size,
+            "image_size": getattr(encoder, "image_size", None),
         }
         self.data = {name: fingerprint(task) for name, task in tasks.items()}
         self.images = {s: sum(len(task.splits[s]) for task in tasks.values()) for s in ("train", "val", "test")}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskarith_fast import data
+from taskarith_fast import data, inputs
 from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.loops.runtime import autocast, device_of
 
@@ -53,7 +53,7 @@ def evaluate(
     """Classify every image of a split.
 
     Args:
-        encoder: Maps images [B, 3, S, S] to features [B, D]; it stays on its device, in its mode.
+        encoder: Maps images [B, 3, S, S], or texts, to features [B, D]; it stays on its device, in its mode.
         head: Maps features to logits [B, C]; of equal logits the first wins.
         split: Images and labels.
         batch_size: Images a forward pass.
@@ -64,7 +64,7 @@ def evaluate(
     correct = []
     with evaluating(encoder, head), autocast(device, precision):
         for images, labels in batches_of(encoder, split, batch_size=batch_size, image_size=image_size, device=device):
-            correct.append((head(encoder(images)).argmax(dim=-1) == labels).cpu())
+            correct.append((head(inputs.call(encoder, images)).argmax(dim=-1) == labels).cpu())
     return Evaluation(torch.cat(correct))
 
 
@@ -223,15 +223,26 @@ def seeds_stderr(values: Sequence[float]) -> float:
 
 
 def batches_of(
-    encoder: Any, split: data.Split, *, batch_size: int, image_size: int | None, **options: Any
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """`data.batches` of a split, prepared as the encoder wants its images; `options` go there too."""
+    encoder: Any, split: data.Split, *, batch_size: int, image_size: int | None, augment: bool = False, **options: Any
+) -> Iterator[tuple[Any, Tensor]]:
+    """Batches of a split as the encoder wants them: `data.text_batches` for one with a tokenizer, else `data.batches`.
+
+    Raises:
+        ArgumentError: If images are meant and texts given, or texts are to be augmented or have a size.
+    """
+    if hasattr(encoder, "tokenizer"):
+        if augment or image_size is not None:
+            raise ArgumentError("augment and image_size are for images, not for a model that reads texts")
+        return data.text_batches(split, tokenizer=encoder.tokenizer, batch_size=batch_size, **options)
+    if isinstance(split.get([0])[0], list):
+        raise ArgumentError("encoder must have a tokenizer for a task of texts; see models.give_tokenizer")
     return data.batches(
         split,
         batch_size=batch_size,
         image_size=image_size or encoder.image_size,
         mean=encoder.mean,
         std=encoder.std,
+        augment=augment,
         **options,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskarith_fast import data
+from taskarith_fast import data, inputs
 from taskarith_fast.loops.evaluate import BATCH_SIZE, batches_of, evaluating
 from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.progress import SILENT, Progress
@@ -24,7 +24,7 @@ def extract_features(
     """Encode every image of a split, without gradients.
 
     Args:
-        encoder: Maps images [B, 3, S, S] to features [B, D]; it stays on its device, in its mode.
+        encoder: Maps images [B, 3, S, S], or texts, to features [B, D]; it stays on its device, in its mode.
         split: Images and labels.
         batch_size: Images a forward pass.
         image_size: Side of the images in pixels; None takes the encoder's.
@@ -38,9 +38,9 @@ def extract_features(
         for images, batch_labels in batches_of(
             encoder, split, batch_size=batch_size, image_size=image_size, device=device_of(encoder)
         ):
-            features.append(encoder(images).float())
+            features.append(inputs.call(encoder, images).float())
             labels.append(batch_labels)
-            stage.advance(len(images))
+            stage.advance(len(batch_labels))
     # Outside of inference mode the results are ordinary tensors, which a probe can differentiate through.
     return torch.cat(features), torch.cat(labels)
 

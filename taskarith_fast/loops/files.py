@@ -5,6 +5,7 @@ A head's file says which encoder and classes it was trained for; using it with o
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,9 +45,11 @@ class EncoderChoice:
     """Side of the images in pixels; None takes the encoder's."""
     depth: int | None = None
     """Blocks kept, from the first; None keeps all."""
+    truncate: int | None = None
+    """Tokens that texts are cut to; None refuses texts over the encoder's limit."""
 
     def load(self) -> nn.Module:
-        return load_encoder(self.name, image_size=self.image_size, depth=self.depth)
+        return load_encoder(self.name, image_size=self.image_size, depth=self.depth, truncate=self.truncate)
 
 
 def probe_to_file(
@@ -207,7 +210,7 @@ def _check_peft(encoder: nn.Module, config: FinetuneConfig, path: Path, overwrit
 
 def _record(choice: EncoderChoice, task: data.Task | None, config: dict[str, Any]) -> dict[str, Any]:
     return {
-        "encoder": {"name": choice.name, "image_size": choice.image_size, "depth": choice.depth},
+        "encoder": dataclasses.asdict(choice),
         **({} if task is None else {"task": task.name, "classes": list(task.classes)}),
         "config": config,
         "tool": f"taskarith_fast {__version__}",

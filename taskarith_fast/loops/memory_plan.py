@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.inputs import Inputs
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.objective import Objective
 from taskarith_fast.loops.recipes import RECIPES, has_compact_gradients, linearized, prepare, surroundings
@@ -29,6 +30,7 @@ from taskarith_fast.merging.checks import format_size
 from taskarith_fast.models.activations import Kept, measure_kept
 
 _STATE_BYTES = 8  # AdamW's two moments in float32
+_TEXT_LENGTH = 128  # tokens of a text where nothing sets a limit
 _INDEX_BYTES = 2  # of an entry that a mask selects
 # Gradients of activations that are alive at once where they are largest: of an MLP's hidden layer, before and after
 # its nonlinearity. Linearized, their tangents are there too.
@@ -115,19 +117,24 @@ def _planner(
     classifier = copy.deepcopy(head).requires_grad_(config.train_head)
     prepared = prepare(copy.deepcopy(encoder).train(), dataclasses.replace(config, checkpoint_activations=False), masks)
     objective = Objective(prepared.encoder, [classifier], prepared.adapter, config)
-    size = config.image_size or int(encoder.image_size)  # type: ignore[arg-type]
     device = device_of(objective)
 
     def forward(images: int) -> torch.Tensor:
-        batch = (
-            torch.zeros(images, 3, size, size, device=device),
-            torch.zeros(images, dtype=torch.long, device=device),
-        )
-        return objective([(*batch, 1.0)])
+        labels = torch.zeros(images, dtype=torch.long, device=device)
+        return objective([(_blank(encoder, config, images, device), labels, 1.0)])
 
     with torch.random.fork_rng(devices=[]), surroundings(prepared, config, masks, _processes()):
         kept = measure_kept(objective, forward)
     return lambda config: _plan(encoder, objective, config, masks, kept)
+
+
+def _blank(encoder: Any, config: FinetuneConfig, count: int, device: torch.device) -> Inputs:
+    """Images, or texts as long as the tokenizer lets them be."""
+    if not hasattr(encoder, "tokenizer"):
+        size = config.image_size or encoder.image_size
+        return torch.zeros(count, 3, size, size, device=device)
+    ids = torch.zeros(count, encoder.tokenizer.max_length or _TEXT_LENGTH, dtype=torch.long, device=device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _plan(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskarith_fast.inputs import Inputs, call, moved
 from taskarith_fast.loops.evaluate import load_state
 from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.merging.coefficients import CoefficientMerge
@@ -55,7 +56,7 @@ class MergedModel:
         self.merge.write(coefficients, self._own)
 
     def gradient(
-        self, heads: Mapping[str, nn.Module], batches: Mapping[str, Sequence[Tensor]]
+        self, heads: Mapping[str, nn.Module], batches: Mapping[str, Sequence[Inputs]]
     ) -> tuple[Tensor, Tensor]:
         """Differentiate the summed entropies of the tasks by the coefficients that were written last.
 
@@ -64,7 +65,7 @@ class MergedModel:
 
         Args:
             heads: Task name -> head, features to logits.
-            batches: Task name -> image batches, each [B, 3, S, S].
+            batches: Task name -> batches, each images [B, 3, S, S] or texts as a dict.
 
         Returns:
             d sum_t sum_batches H / d coefficients, float64 [T, L], and each task's mean entropy over its batches, [T].
@@ -75,7 +76,7 @@ class MergedModel:
         for name, images in batches.items():
             total = torch.zeros((), device=device)
             for batch in images:
-                loss = mean_entropy(heads[name](self.model(batch.to(device))))
+                loss = mean_entropy(heads[name](call(self.model, moved(batch, device))))
                 loss.backward(inputs=learned)
                 total += loss.detach()
             entropies.append(total / len(images))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskarith_fast import inputs
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.runtime import autocast
 from taskarith_fast.models.lora import LowRankAdapter
@@ -30,11 +31,11 @@ class Objective(nn.Module):
         self.encoder, self.heads, self.adapter = encoder, nn.ModuleList(heads), adapter
         self._smoothing, self._precision = config.label_smoothing, config.precision
 
-    def forward(self, batches: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
-        """Return the loss of one batch a task, each with its images [b, 3, S, S], labels [b] and weight."""
+    def forward(self, batches: Sequence[tuple[inputs.Inputs, Tensor, float]]) -> Tensor:
+        """Return the loss of one batch a task, each with its images or texts, labels [b] and weight."""
         images, labels, weights = zip(*batches, strict=True)
-        with autocast(images[0].device, self._precision):
-            features = self.encoder(torch.cat(images)).split([len(part) for part in labels])
+        with autocast(labels[0].device, self._precision):
+            features = inputs.call(self.encoder, inputs.joined(images)).split([len(part) for part in labels])
             losses = [
                 F.cross_entropy(head(x).float(), y, label_smoothing=self._smoothing) * weight
                 for head, x, y, weight in zip(self.heads, features, labels, weights, strict=True)

@@ -135,7 +135,9 @@ def fit_logistic(features: Tensor, labels: Tensor, classes: int, c: float, confi
     shift, spread = torch.zeros_like(x[0]), torch.ones_like(x[0])
     if config.standardize:
         shift, spread = x.mean(dim=0), x.std(dim=0, correction=0)
-        spread = spread.where(spread > 0, 1.0)
+        # A feature that is constant but for rounding, or dead beside the others, has no scale of its own.
+        least = torch.finfo(features.dtype).eps * shift.abs().clamp_min(spread.max())
+        spread = spread.where(spread > least, 1.0)
     x = (x - shift) / spread
     weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)

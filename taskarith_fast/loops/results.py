@@ -29,6 +29,7 @@ LABELS = {
 }
 """Rows of one recipe, in the order of the table."""
 
+_EXAMPLES = 3
 _MERGED = ("average", "task_arithmetic", "post_hoc", "ties", "cart")
 
 Seeds = Sequence[Mapping[str, Artefact]]
@@ -67,6 +68,8 @@ def collect(
         encoder=_encoder_facts(config, encoder),
         versions=versions(),
         machine=machine_facts(device_of(encoder).type),
+        samples="texts" if config.texts else "images",
+        examples=_examples(tasks) if config.texts else [],
         tasks=[_task_facts(task) for task in tasks.values()],
         rows=rows,
         curves=schema.Curves(
@@ -288,12 +291,23 @@ def _correct(artefact: Artefact, split: str, names: Sequence[str], place: int = 
 
 def _encoder_facts(config: DemoConfig, encoder: nn.Module) -> dict[str, str]:
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    return {
+    facts = {
         "encoder": ENCODERS.get(config.encoder, config.encoder),
         "blocks used": "all" if config.depth is None else f"the first {config.depth}",
         "parameters": f"{parameters / 1e6:.1f} million",
-        "images": f"{encoder.image_size} x {encoder.image_size} pixels",
     }
+    return facts if config.texts else facts | {"images": f"{encoder.image_size} x {encoder.image_size} pixels"}
+
+
+def _examples(tasks: Mapping[str, data.Task]) -> list[schema.ExampleText]:
+    """A few training texts of each task."""
+    found = []
+    for name, task in tasks.items():
+        split = task.splits["train"]
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:_EXAMPLES]
+        for example, label in zip(*split.get(order), strict=True):
+            found.append(schema.ExampleText(task=name, text=example.text, label=task.classes[int(label)]))
+    return found
 
 
 def _task_facts(task: data.Task) -> schema.TaskFacts:

@@ -1,4 +1,4 @@
-"""The images of a fine-tuning run: an endless stream for each task, cut over the processes."""
+"""The images or texts of a fine-tuning run: an endless stream for each task, cut over the processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from taskarith_fast import data
+from taskarith_fast.inputs import Inputs
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.distributed import World
 from taskarith_fast.loops.evaluate import batches_of
@@ -16,7 +17,7 @@ from taskarith_fast.loops.evaluate import batches_of
 
 def stream(
     encoder: Any, split: data.Split, config: FinetuneConfig, tasks: int, world: World, skip: int
-) -> Iterator[tuple[Tensor, Tensor, float]]:
+) -> Iterator[tuple[Inputs, Tensor, float]]:
     """This process's part of shuffled batches of one task's share, epoch after epoch, without the first `skip`.
 
     A part comes with its weight: the mean over the processes of weight times the part's mean loss is the mean

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,22 +106,42 @@ class Tokenizer:
         return answers
 
 
-def read_tokenizer(path: str | Path, **options: Any) -> Tokenizer:
-    """Read a tokenizer.json; `options` are Tokenizer's.
+def parse_tokenizer(data: bytes, **options: Any) -> Tokenizer:
+    """Make a tokenizer of the content of a tokenizer.json; `options` are Tokenizer's.
 
     Raises:
         BackendError: If the library tokenizers is absent.
-        CheckpointError: If the file is not one.
+        CheckpointError: If it is no such content.
     """
     try:
         import tokenizers
     except ImportError as error:
         raise BackendError("tokenizers is not installed; run `pip install tokenizers`") from error
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_str(data.decode())
     except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path}: not a tokenizer.json ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"tokenizer must be a tokenizer.json ({str(error).splitlines()[0]})") from None
     return Tokenizer(backend, **options)
+
+
+def library_tokenizer(name: str, **options: Any) -> Tokenizer:
+    """The tokenizer of a repository of Hugging Face or a folder in its format; `options` are Tokenizer's.
+
+    Raises:
+        BackendError: If transformers is absent.
+        CheckpointError: If there is none, or it cannot run fast.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise BackendError(f"tokenizers of {name} need transformers; run `pip install transformers`") from error
+    try:
+        found = AutoTokenizer.from_pretrained(name, use_fast=True)
+        backend, pad_id = found.backend_tokenizer, found.pad_token_id
+    except Exception as error:  # of many libraries
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{name}: its tokenizer is not in the local cache and not to be had ({reason})") from None
+    return Tokenizer(backend, pad_id=pad_id, **options)
 
 
 def give_tokenizer(model: Any, tokenizer: Tokenizer) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from taskarith_fast.errors import ArgumentError
+from taskarith_fast.inputs import Inputs
 from taskarith_fast.tangent.pair import Pair, Tangents
 from taskarith_fast.tangent.walk import check_rules, expansion_point, walk
 
@@ -24,7 +25,8 @@ class TangentFeatures:
 
     Args:
         model: An encoder, from images to features [B, D], as `linearize` takes it.
-        images: One batch [n, C, H, W], or an iterable of batches, each images or (images, labels, ...).
+        images: One batch [n, C, H, W], or of texts as a dict of what the model takes, or an iterable of batches, each
+            such images or (images, labels, ...).
         taus: T task vectors, name -> delta. A name must be a parameter of the model, or its delta be 0.
 
     Attributes:
@@ -37,7 +39,7 @@ class TangentFeatures:
         NoRuleError: If the model does something that has no rule for tangents.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor | Iterable[Any], taus: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(self, model: nn.Module, images: Inputs | Iterable[Any], taus: Sequence[Mapping[str, Tensor]]) -> None:
         if isinstance(taus, Mapping) or len(taus) == 0:
             raise ArgumentError("taus must be a list of at least one task vector")
         check_rules(model)
@@ -47,7 +49,7 @@ class TangentFeatures:
         labels: list[Any] = []
         with torch.no_grad():
             for batch, label in _batches(images):
-                value, tangent = _features(walk(model, tangents, (batch,), {}), len(taus))
+                value, tangent = _features(walk(model, tangents, *_arguments(batch)), len(taus))
                 values.append(value)
                 derivatives.append(tangent)
                 labels.append(label)
@@ -92,9 +94,13 @@ def _by_name(model: nn.Module, taus: Sequence[Mapping[str, Tensor]]) -> dict[str
     return {name: tuple(column) for name, column in columns.items()}
 
 
-def _batches(images: Tensor | Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    for batch in [images] if isinstance(images, Tensor) else images:
-        if isinstance(batch, Tensor):
+def _arguments(batch: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((), dict(batch)) if isinstance(batch, Mapping) else ((batch,), {})
+
+
+def _batches(images: Inputs | Iterable[Any]) -> Iterator[tuple[Inputs, Tensor | None]]:
+    for batch in [images] if isinstance(images, (Tensor, Mapping)) else images:
+        if isinstance(batch, (Tensor, Mapping)):
             yield batch, None
         else:
             yield batch[0], batch[1] if len(batch) > 1 else None

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from taskarith_fast.data import Example, TextSplit, find_task, load_tsv, text_batches
+from taskarith_fast.data import Example, Task, TextSplit, find_task, load_tsv, text_batches
+from taskarith_fast.data.fingerprint import fingerprint
 from taskarith_fast.errors import ArgumentError, DataError
 from tests.data.helpers import array_split
 
@@ -113,3 +114,13 @@ def test_images_are_refused_before_the_first_batch() -> None:
 def test_an_unknown_task_lists_the_shipped_ones() -> None:
     with pytest.raises(ArgumentError, match=r"among fashion, .* nouns, .*, got 'imagenet'"):
         find_task("imagenet")
+
+
+def test_fingerprints_see_texts_choices_and_labels() -> None:
+    def task(*examples, labels=(0, 1)) -> Task:
+        split = TextSplit(examples, labels)
+        return Task("t", ("x", "y"), {"train": split, "val": split, "test": split})
+
+    tasks = [task("a", "b"), task("a", "c"), task("a", "b", labels=(1, 1)), task("a", Example("b", ("x", "y")))]
+    assert fingerprint(tasks[0]) == fingerprint(task("a", "b"))
+    assert len({fingerprint(each) for each in tasks}) == 4

@@ -72,6 +72,19 @@ def test_a_constant_feature_does_no_harm():
     assert head.weight.isfinite().all() and head.bias.isfinite().all()
 
 
+def test_a_feature_that_is_all_but_zero_does_no_harm():
+    class Dead(Pixels):
+        feature_dim = 65
+
+        def forward(self, images):
+            return torch.cat([super().forward(images), 1e-33 * images[:, 0].sum((1, 2))[:, None]], dim=1)
+
+    config = ProbeConfig(solver="lbfgs")
+    head, without = probe(Dead(), digits(), config).head, probe(Pixels(), digits(), config).head
+    torch.testing.assert_close(head.weight[:, :64], without.weight, rtol=1e-3, atol=1e-4)
+    assert head.weight[:, 64].abs().max() < 1
+
+
 def test_equal_seeds_give_equal_heads_and_the_head_is_frozen():
     config = dataclasses.replace(ADAMW, lrs=(1e-2,), steps=20)
     first, second = (probe(Pixels(), digits(), config).head for _ in range(2))
