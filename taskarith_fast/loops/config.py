@@ -13,6 +13,7 @@ from taskarith_fast.loops.runtime import PRECISIONS
 from taskarith_fast.loops.schedule import SCHEDULES
 
 SOLVERS = ("lbfgs", "adamw")
+LOSSES = ("cross_entropy", "likelihood")
 CLIP_OVER = ("selected", "all")
 LORA_SCALINGS = ("alpha", "alpha_over_rank")
 SHARDINGS = ("none", "fsdp")
@@ -90,6 +91,9 @@ class FinetuneConfig:
     clip_over: str | None = None
     """What that norm counts where only masked entries are trained: "selected" entries, or "all" entries of the
     trained tensors, as TaLoS's code does; None takes the recipe's."""
+    loss: str = "cross_entropy"
+    """"cross_entropy" over the classes or choices, or "likelihood": minus the log-probability of the right answer, for
+    models that answer, as sequence-to-sequence models are trained."""
     label_smoothing: float = 0.0
     """Share of the target probability spread evenly over the classes."""
     recipe: str = "full"
@@ -125,6 +129,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("loss", self.loss, LOSSES)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("recipe", self.recipe, tuple(RECIPES))
         check_choice("lora_scaling", self.lora_scaling, LORA_SCALINGS)

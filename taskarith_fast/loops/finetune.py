@@ -66,7 +66,8 @@ def finetune(
 
     Args:
         encoder: Maps images [B, 3, S, S] to features [B, D]; not changed.
-        head: Maps features to logits; not changed. None makes a random one, for ``config.train_head``.
+        head: Maps features to logits; not changed. None makes a random one, for ``config.train_head``; a
+            model that scores answers needs none.
         task: What to learn; only its "train" split is read.
         config: None for the papers'.
         progress: Shows a bar with the loss and the time left.
@@ -86,6 +87,8 @@ def finetune(
         DivergedError: If the loss or a weight becomes NaN or infinite.
     """
     config = config or FinetuneConfig()
+    if head is None and getattr(getattr(encoder, "tokenizer", None), "answers", False):
+        head = nn.Identity()
     if head is None:
         if not config.train_head:
             raise ArgumentError("head must be given unless config.train_head is true; probe the task first")

@@ -149,5 +149,7 @@ def check_logits(logits: Any, count: int) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ArgumentError(f"model (and head) must map images to logits [B={count}, C], got {found}")
-    if not bool(logits.isfinite().all()):
+    finite = logits.isfinite()
+    # A choice that a text lacks has -inf.
+    if not bool((finite | logits.isneginf()).all() and finite.any(dim=1).all()):
         raise ArgumentError("logits must be finite, got NaN or infinity; look at the weights and the images")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskarith_fast import inputs
+from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.runtime import autocast
 from taskarith_fast.models.lora import LowRankAdapter
@@ -30,6 +31,9 @@ class Objective(nn.Module):
         super().__init__()
         self.encoder, self.heads, self.adapter = encoder, nn.ModuleList(heads), adapter
         self._smoothing, self._precision = config.label_smoothing, config.precision
+        self._likelihood = config.loss == "likelihood"
+        if self._likelihood and hasattr(encoder, "feature_dim"):
+            raise ArgumentError("loss 'likelihood' is for models that score answers; an encoder takes 'cross_entropy'")
 
     def forward(self, batches: Sequence[tuple[inputs.Inputs, Tensor, float]]) -> Tensor:
         """Return the loss of one batch a task, each with its images or texts, labels [b] and weight."""
@@ -37,7 +41,12 @@ class Objective(nn.Module):
         with autocast(labels[0].device, self._precision):
             features = inputs.call(self.encoder, inputs.joined(images)).split([len(part) for part in labels])
             losses = [
-                F.cross_entropy(head(x).float(), y, label_smoothing=self._smoothing) * weight
+                self._loss(head(x).float(), y) * weight
                 for head, x, y, weight in zip(self.heads, features, labels, weights, strict=True)
             ]
         return torch.stack(losses).mean()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self._likelihood:
+            return -logits.gather(1, labels[:, None]).mean()
+        return F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
