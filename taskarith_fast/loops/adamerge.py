@@ -165,7 +165,7 @@ def _stream(name: str, loader: Iterable[Any]) -> Iterator[Inputs]:
             if not is_batch or not size_of(images):
                 got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
                 raise ArgumentError(
-                    f"loaders[{name!r}] must give images [B, 3, S, S], texts as a dict, or (images, labels), got {got}"
+                    f"loaders[{name!r}] must give images [B, 3, S, S] (or text dicts) or (images, labels), got {got}"
                 )
             count += 1
             yield images

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from taskarith_fast import __version__, data
 from taskarith_fast.checkpoint import check_destination, load_state_dict, save_state_dict
 from taskarith_fast.checkpoint.sources import open_source
+from taskarith_fast.inputs import Inputs
 from taskarith_fast.loops.adamerge import AdaMergeResult, adamerge
 from taskarith_fast.loops.evaluate import batches_of
 from taskarith_fast.loops.files import EncoderChoice, read_head
@@ -36,9 +37,9 @@ class ShuffledBatches:
     """Seed of the order."""
     _epoch: int = field(default=0, init=False)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
         epoch, self._epoch = self._epoch, self._epoch + 1
-        order = {"shuffle": True, "seed": self.seed, "epoch": epoch}
+        order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "epoch": epoch}
         return batches_of(self.encoder, self.split, batch_size=self.batch_size, image_size=None, **order)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from taskarith_fast import data
 from taskarith_fast.errors import ArgumentError, check_choice
+from taskarith_fast.inputs import Inputs
 from taskarith_fast.loops.calibrate import METHODS
 from taskarith_fast.loops.evaluate import batches_of
 from taskarith_fast.loops.scoring import LABELS, TARGETS
@@ -94,9 +95,9 @@ class CalibrationBatches:
     def __len__(self) -> int:
         return min(self._config.batches, -(-len(self._split) // self._config.batch_size))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
         config = self._config
-        order = {"shuffle": True, "seed": config.seed, "device": self._device}
+        order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "device": self._device}
         batches = batches_of(
             self._encoder, self._split, batch_size=config.batch_size, image_size=config.image_size, **order
         )

@@ -99,7 +99,8 @@ def _arguments(batch: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _batches(images: Inputs | Iterable[Any]) -> Iterator[tuple[Inputs, Tensor | None]]:
-    for batch in [images] if isinstance(images, (Tensor, Mapping)) else images:
+    batches: Iterable[Any] = [images] if isinstance(images, (Tensor, Mapping)) else images
+    for batch in batches:
         if isinstance(batch, (Tensor, Mapping)):
             yield batch, None
         else:

@@ -17,7 +17,7 @@ from taskarith_fast.errors import CheckpointError, DataError
 from taskarith_fast.loops.files import EncoderChoice, read_head
 from taskarith_fast.loops.sweep.file import SweepFile
 from taskarith_fast.merging.hashing import Hashes
-from taskarith_fast.models.backbone import digest
+from taskarith_fast.models.packages import digest
 
 _IMAGES = 256  # that a fingerprint reads of a split
 
@@ -46,7 +46,7 @@ class Inputs:
                 raise DataError(f"tasks must have different names, got {task.name!r} of {table.name!r} twice")
             self.tasks[task.name], self.words[task.name] = task, words
         encoder = self.choice.load()
-        self.image_size = encoder.image_size
+        self.image_size = getattr(encoder, "image_size", None)
         self.own: dict[str, Tensor] = {name: t.detach() for name, t in encoder.state_dict().items()}
         self.heads = {
             name: None if table.head is None else self._head(root / table.head, task)
