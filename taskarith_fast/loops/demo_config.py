@@ -135,7 +135,7 @@ _TEXT_RECIPES = {
 _TEXT_SCALES = tuple(i / 10 for i in range(11))
 _TEXT = dataclasses.replace(
     PRESETS["all"], preset="text", encoder="gt-minilm/l6", texts=True, depth=None, image_size=None,
-    tasks=("nouns", "verbs", "sections", "uses"), train=240, val=100, test=200, recipes=_TEXT_RECIPES,
+    tasks=("nouns", "verbs", "uses"), train=200, val=80, test=200, recipes=_TEXT_RECIPES,
     task_arithmetic_scales=_TEXT_SCALES, ties_scales=tuple(2 * scale for scale in _TEXT_SCALES),
     cart_rank_ratios=(0.04, 0.08, 0.16), cart_scales=(1.0, 2.0, 3.0), post_hoc=False, sensitivity=(), extra_rows=False,
 )  # fmt: skip
