@@ -348,6 +348,29 @@ def sweep(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="A table or figure that --list shows: talos/table1.", show_default=False)] = "",
+    out: Annotated[Path, typer.Option(help="Folder of pages; finished stages in it are reused, by other entries too.")] = Path("reproduce"),
+    data: Annotated[Path | None, typer.Option(help="Folder with the papers' eight datasets: run the paper's own protocol. Without it, the same on the shipped tasks.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Another encoder than the paper's, or than the shipped one.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Four tasks, few images, coarse grids.")] = False,
+    seeds: Annotated[int, typer.Option(help="Seeds of fine-tuning to average over.", min=1)] = 1,
+    device: Device = "auto",
+    threads: Threads = 0,
+    show: Annotated[bool, typer.Option("--list", help="Show every table and figure, and which have no recipe.")] = False,
+) -> None:  # fmt: skip
+    """Reproduce a table or figure of the papers: published numbers beside ours, and whether the claim holds here."""
+    from taskarith_fast.loops.reproduce.run import entry_lines
+    from taskarith_fast.loops.reproduce.run import reproduce as run
+
+    if show or not name:
+        print("\n".join(entry_lines()))
+        return
+    page = run(name, out, data=data, encoder=encoder, quick=quick, seeds=seeds, device=device, threads=threads)
+    print(f"page: {page}")
+
+
+@app.command()
 def analyze(
     kind: Annotated[str, typer.Argument(help="A name that --list shows.", show_default=False)] = "",
     base: Annotated[Path | None, typer.Argument(help="The pre-trained checkpoint; analyses of masks alone need none.")] = None,

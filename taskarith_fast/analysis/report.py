@@ -6,10 +6,8 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import jinja2
-
+from taskarith_fast.analysis.pages import render
 from taskarith_fast.analysis.results import Measured, Results, Row, StageTime
 
 _TEMPLATE = "report.html.j2"
@@ -46,14 +44,8 @@ def render_report(results: Results, figures: Mapping[str, bytes]) -> str:
     Returns:
         A complete HTML document; images are embedded, nothing is loaded from elsewhere.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(_TEMPLATE).render(
+    return render(
+        _TEMPLATE,
         results=results,
         images={name: "data:image/png;base64," + base64.b64encode(data).decode() for name, data in figures.items()},
         sections=[_section(results, recipe) for recipe in results.recipes],

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from taskarith_fast.analysis.line_chart import SERIES, Line, line_chart
+from taskarith_fast.analysis.pages import render
 
 _TEMPLATE = "sweep.html.j2"
 _MOST_ROWS = 2000
@@ -34,15 +32,9 @@ def render_sweep(
     Returns:
         A complete HTML document; nothing is loaded from elsewhere.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ordered = sorted(merges, key=_score, reverse=True)
-    return environment.get_template(_TEMPLATE).render(
+    return render(
+        _TEMPLATE,
         title=title,
         best=best,
         charts=_charts(merges),

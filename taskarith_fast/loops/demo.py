@@ -65,11 +65,11 @@ def run_demo(
     if threads < 0:
         raise ArgumentError(f"threads must be at least 0, got {threads}")
     place = resolve_device(device)
-    _make_folder(out)
+    make_folder(out)
     tasks = limit_tasks((data.load_text_tasks if texts else data.load_tasks)(config.tasks), config)
     with limit_threads(threads or None):
         encoder = load_encoder(config.encoder, image_size=config.image_size, depth=config.depth).to(place)
-        config = _at(config, str(place))
+        config = at_device(config, str(place))
         return run_study(config, encoder, tasks, out)
 
 
@@ -141,7 +141,8 @@ def limit_tasks(tasks: Mapping[str, data.Task], config: DemoConfig) -> dict[str,
     }
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
+    """Make the folder of results, if it can be written to; ArgumentError otherwise."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -150,7 +151,7 @@ def _make_folder(out: Path) -> None:
         raise ArgumentError(f"out must be a folder that can be written to, {out} cannot")
 
 
-def _at(config: DemoConfig, device: str) -> DemoConfig:
+def at_device(config: DemoConfig, device: str) -> DemoConfig:
     """The configuration with the device resolved in its parts."""
     recipes = {key: dataclasses.replace(recipe, device=device) for key, recipe in config.recipes.items()}
     return dataclasses.replace(config, probe=dataclasses.replace(config.probe, device=device), recipes=recipes)

@@ -62,6 +62,8 @@ class DemoConfig:
     """Seeds of fine-tuning, each a whole study; accuracies are averaged over them."""
     probe: ProbeConfig = PROBE_PRESETS["demo"]
     """How the heads are trained; solved to the optimum, they do not depend on the seed."""
+    heads: str = "probe"
+    """"probe", or "zero_shot": written by the text tower of a CLIP encoder, for the papers' own tasks."""
     recipes: Mapping[str, FinetuneConfig] = field(default_factory=lambda: _recipes("full"))
     """How encoders are fine-tuned, by key of RECIPES; "lota" needs "full" before it."""
     task_arithmetic_scales: tuple[float, ...] = SCALES
@@ -74,6 +76,10 @@ class DemoConfig:
     """Shares of the full rank that CART may keep."""
     cart_scales: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0)
     """Scales that CART may have."""
+    more_merges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Recipe -> further merge methods, names of `demo_more_merges`."""
+    adaptation_steps: int = 500
+    """Steps of the methods that learn their coefficients."""
     mask_density: float = 0.1
     """Fraction of the maskable weights that TaLoS and LoTA train."""
     mask_rounds: int = 4
@@ -176,7 +182,7 @@ def as_json(config: DemoConfig) -> dict[str, Any]:
         if isinstance(value, ProbeConfig):
             value = describe(value)
         elif isinstance(value, Mapping):
-            value = {key: describe(recipe) for key, recipe in value.items()}
+            value = {k: list(v) if isinstance(v, tuple) else describe(v) for k, v in value.items()}
         plain[entry.name] = list(value) if isinstance(value, tuple) else value
     return plain
 

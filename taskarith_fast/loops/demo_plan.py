@@ -15,6 +15,7 @@ from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops import demo_stages as compute
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.demo_config import DemoConfig, settings_of
+from taskarith_fast.loops.demo_more_merges import more_merges
 from taskarith_fast.loops.demo_plan_linearized import linearized_stages, post_hoc_stages, sensitivity_stage
 from taskarith_fast.loops.merge import scale_grid
 from taskarith_fast.loops.recipes import RECIPES as FINETUNE_RECIPES
@@ -82,6 +83,10 @@ class Planner:
         self.images = {s: sum(len(task.splits[s]) for task in tasks.values()) for s in ("train", "val", "test")}
 
     def probe(self, task: str) -> Stage[compute.Workshop]:
+        if self.config.heads == "zero_shot":
+            words: dict[str, Any] = {"task": task, "encoder": self.config.encoder}
+            write = partial(compute.write_head, **words)
+            return self.add("Zero-shot heads", f"zero-shot-{task}", write, words | {"data": self.data[task]}, {}, 1)
         config = self.config.probe
         splits = self.tasks[task].splits
         run = partial(compute.train_probe, task=task, config=config)
@@ -112,7 +117,9 @@ class Planner:
             f"evaluate-individual-{label}", compute.evaluate_individual, models, points=1
         )
         stages["average"] = self.evaluation(f"merge-average-{label}", compute.merge_average, models, points=1)
-        stages |= self._merges(label, models | {"individual": stages["individual"]}, masked)
+        read = models | {"individual": stages["individual"]}
+        stages |= self._merges(label, read, masked)
+        stages |= more_merges(self, label, self.config.more_merges.get(recipe, ()), read, masked)
         if self.config.negation_scales:
             scales = self.config.sparse_negation_scales if masked else self.config.negation_scales
             stages |= {f"negate/{name}": self._negate(label, name, models, scales) for name in self.tasks}
@@ -131,13 +138,13 @@ class Planner:
         study = self.config
         if masked:
             scales = scale_grid(study.mask_density)
-            return {"task_arithmetic": self._search("task_arithmetic", label, models, {"scale": scales}, {})}
+            return {"task_arithmetic": self.search("task_arithmetic", label, models, {"scale": scales}, {})}
         fixed = {"density": study.ties_density}
         return {
-            "task_arithmetic": self._search(
+            "task_arithmetic": self.search(
                 "task_arithmetic", label, models, {"scale": study.task_arithmetic_scales}, {}
             ),
-            "ties": self._search("ties", label, models, {"scale": study.ties_scales}, fixed),
+            "ties": self.search("ties", label, models, {"scale": study.ties_scales}, fixed),
             "cart": self._cart(label, models),
         }
 
@@ -193,7 +200,7 @@ class Planner:
         cost = self.training_cost(config, len(self.tasks[task].splits["train"]))
         return self.add("Fine-tuning", f"finetune-{label}-{task}", run, settings, inputs, cost)
 
-    def _search(self, method: str, label: str, inputs: StageMap, grid: Any, fixed: Any) -> Stage[compute.Workshop]:
+    def search(self, method: str, label: str, inputs: StageMap, grid: Any, fixed: Any) -> Stage[compute.Workshop]:
         run = partial(compute.merge_searched, method=method, grid=grid, fixed=fixed)
         settings = {"grid": {k: list(v) for k, v in grid.items()}, "fixed": fixed, "data": self.data}
         cost = len(grid["scale"]) * self.images["val"] + self.images["test"]

@@ -30,7 +30,7 @@ from taskarith_fast.loops.stages import Artefact, Made
 from taskarith_fast.masks import Masks
 from taskarith_fast.merging import merge
 from taskarith_fast.merging.cart_factors import CartFactors
-from taskarith_fast.models import Head
+from taskarith_fast.models import Head, load_clip, zero_shot_head
 from taskarith_fast.progress import SILENT, Progress
 from taskarith_fast.sparse_task_vector import SparseTaskVector
 
@@ -107,6 +107,14 @@ def train_probe(shop: Workshop, inputs: dict[str, Artefact], *, task: str, confi
     return facts, result.head.state_dict()
 
 
+def write_head(shop: Workshop, inputs: dict[str, Artefact], *, task: str, encoder: str) -> Made:
+    """The head of one of the papers' tasks, written by the text tower of the CLIP model that the encoder is of."""
+    prompts = data.load_prompts(task)
+    model = load_clip(encoder).to(device_of(shop.encoder))
+    head = zero_shot_head(model, prompts.classes, prompts.templates).cpu()
+    return {"val_accuracy": None, "c": None, "lr": None}, head.state_dict()
+
+
 def train_encoder(shop: Workshop, inputs: dict[str, Artefact], *, task: str, config: FinetuneConfig) -> Made:
     """Fine-tune the encoder on one task, its head frozen; where there are masks, only what they select."""
     head = shop.head(inputs[f"probe/{task}"].tensors)
@@ -147,19 +155,19 @@ def negate(shop: Workshop, inputs: dict[str, Artefact], *, target: str, control:
     )  # fmt: skip
     states = [shop.base, tau.apply(shop.base, scale=-found.best.scale)]
     facts = {"target": target, "control": control, "chosen": {"scale": found.best.scale}}
-    return facts, _evaluate(shop, heads, states, "test")
+    return facts, evaluated(shop, heads, states, "test")
 
 
 def evaluate_base(shop: Workshop, inputs: dict[str, Artefact]) -> Made:
     """The linear probes on the pre-trained encoder."""
-    return {}, _evaluate(shop, shop.heads(inputs), [shop.base], "val", "test")
+    return {}, evaluated(shop, shop.heads(inputs), [shop.base], "val", "test")
 
 
 def evaluate_individual(shop: Workshop, inputs: dict[str, Artefact]) -> Made:
     """Every fine-tuned encoder on its own task."""
     correct: State = {}
     for name, head in shop.heads(inputs).items():
-        correct |= _evaluate(shop, {name: head}, [shop.finetuned(inputs, name)], "val", "test")
+        correct |= evaluated(shop, {name: head}, [shop.finetuned(inputs, name)], "val", "test")
     return {}, correct
 
 
@@ -171,7 +179,7 @@ def compare_task_vectors(shop: Workshop, inputs: dict[str, Artefact]) -> Made:
 def merge_average(shop: Workshop, inputs: dict[str, Artefact]) -> Made:
     """The mean of the fine-tuned encoders."""
     state = merge(shop.base, shop.all_finetuned(inputs), "average")
-    return {"chosen": {}}, _evaluate(shop, shop.heads(inputs), [state], "val", "test")
+    return {"chosen": {}}, evaluated(shop, shop.heads(inputs), [state], "val", "test")
 
 
 def merge_searched(
@@ -184,7 +192,7 @@ def merge_searched(
         reference=recorded(inputs["individual"], "val"), progress=shop.progress,
     )  # fmt: skip
     state = merge(shop.base, finetuned, method, **found.parameters)
-    return facts_of(found), validated(found) | _evaluate(shop, heads, [state], "test")
+    return facts_of(found), validated(found) | evaluated(shop, heads, [state], "test")
 
 
 def merge_cart(
@@ -200,20 +208,20 @@ def merge_cart(
     )  # fmt: skip
     chosen = found.parameters["scale"]
     states = (factors.merge(rank_ratio=ratio, scale=chosen) for ratio in sorted(rank_ratios))
-    return facts_of(found), validated(found) | _evaluate(shop, heads, states, "test")
+    return facts_of(found), validated(found) | evaluated(shop, heads, states, "test")
 
 
 def train_jointly(shop: Workshop, inputs: dict[str, Artefact], *, config: FinetuneConfig) -> Made:
     """One encoder trained on all tasks at once with the same heads: the bound for merging."""
     heads = shop.heads(inputs)
     result = finetune_joint(shop.encoder, heads, shop.tasks, config, shop.progress)
-    return {}, _evaluate(shop, heads, [result.state], "test")
+    return {}, evaluated(shop, heads, [result.state], "test")
 
 
 def train_from_random_head(shop: Workshop, inputs: dict[str, Artefact], *, task: str, config: FinetuneConfig) -> Made:
     """One task's encoder and a random head trained together, evaluated on that task."""
     result = finetune(shop.encoder, None, shop.tasks[task], config, shop.progress)
-    return {}, _evaluate(shop, {task: shop.head(result.head_state)}, [result.state], "test")
+    return {}, evaluated(shop, {task: shop.head(result.head_state)}, [result.state], "test")
 
 
 def _vector_bytes(base: State, trained: State, *, sparse: bool) -> int:
@@ -223,7 +231,7 @@ def _vector_bytes(base: State, trained: State, *, sparse: bool) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in trained.values())
 
 
-def _evaluate(
+def evaluated(
     shop: Workshop, heads: Mapping[str, nn.Module], states: Iterable[Mapping[str, Tensor]], *splits: str
 ) -> State:
     """Correctness of several states, ``<split>/<task>`` -> uint8 [states, images]."""

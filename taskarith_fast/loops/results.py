@@ -25,12 +25,21 @@ LABELS = {
     "task_arithmetic": "Task arithmetic",
     "post_hoc": "Task arithmetic, linearized post hoc",
     "ties": "TIES",
+    "consensus": "Consensus",
+    "dare": "DARE",
+    "breadcrumbs": "Breadcrumbs",
+    "fisher": "Fisher",
+    "regmean": "RegMean",
     "cart": "CART",
+    "adamerging_task_wise": "AdaMerging, task-wise",
+    "adamerging": "AdaMerging",
+    "adamerging_plus_plus": "AdaMerging++",
+    "cart_plus_plus": "CART++",
 }
 """Rows of one recipe, in the order of the table."""
 
 _EXAMPLES = 3
-_MERGED = ("average", "task_arithmetic", "post_hoc", "ties", "cart")
+_SINGLE = ("probe", "individual", "random_head", "joint")
 
 Seeds = Sequence[Mapping[str, Artefact]]
 """The artefacts of one recipe, one mapping a seed: what each stage is -> its artefact."""
@@ -56,7 +65,8 @@ def collect(
         branches[branch.recipe].append({name: artefacts[stage.key] for name, stage in branch.stages.items()})
     names = list(tasks)
     probes = {name: artefacts[plan.base.inputs[f"probe/{name}"].key] for name in names}
-    rows = [_probe_row(base, probes, branches[next(iter(branches))])]
+    label = "Zero-shot" if config.heads == "zero_shot" else "Linear probe"
+    rows = [_probe_row(label, base, probes, branches[next(iter(branches))])]
     for recipe, seeds in branches.items():
         rows += _rows(recipe, seeds, base, names)
     return schema.Results(
@@ -110,7 +120,7 @@ def collect(
     )
 
 
-def _probe_row(base: Artefact, probes: Mapping[str, Artefact], seeds: Seeds) -> schema.Row:
+def _probe_row(label: str, base: Artefact, probes: Mapping[str, Artefact], seeds: Seeds) -> schema.Row:
     """The row that no recipe changes; it is normalised by the first recipe's encoders."""
     names = list(probes)
     chosen = {
@@ -121,7 +131,7 @@ def _probe_row(base: Artefact, probes: Mapping[str, Artefact], seeds: Seeds) -> 
     }
     probe = [_correct(base, "test", names)]
     reference = [_correct(artefacts["individual"], "test", names) for artefacts in seeds]
-    return _row("", "probe", "Linear probe", [chosen], probe, reference, probe)
+    return _row("", "probe", label, [chosen], probe, reference, probe)
 
 
 def _rows(recipe: str, seeds: Seeds, base: Artefact, names: Sequence[str]) -> list[schema.Row]:
@@ -153,7 +163,7 @@ def _row(
         recipe=recipe,
         method=method,
         label=label,
-        merged=method in _MERGED,
+        merged=method not in _SINGLE,
         hyperparameters=[{k: float(v) for k, v in choice.items()} for choice in chosen],
         accuracy=accuracy,
         mean=statistics.mean_of(accuracy),

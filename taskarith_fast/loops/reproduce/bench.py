@@ -1,0 +1,142 @@
+"""Where protocols run: studies and analyses as stages of one folder, so that all entries share their models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from taskarith_fast.analysis.figures_of_kinds import figures
+from taskarith_fast.analysis.figures_theme import THEMES, png, themed
+from taskarith_fast.analysis.results import Results
+from taskarith_fast.loops.analyze import analyze
+from taskarith_fast.loops.analyze_inputs import Inputs
+from taskarith_fast.loops.demo import run_stages
+from taskarith_fast.loops.demo_plan import Branch, Plan, make_plan
+from taskarith_fast.loops.demo_stages import Workshop
+from taskarith_fast.loops.reproduce.setting import Setting
+from taskarith_fast.loops.results import collect
+from taskarith_fast.loops.stages import Artefact, Made, Stage, Store
+
+Arrays = dict[str, np.ndarray]
+Themed = tuple[bytes, bytes]
+
+
+@dataclass
+class Bench:
+    """Runs what protocols ask for, and keeps count of what it cost."""
+
+    setting: Setting
+    store: Store
+
+    def __post_init__(self) -> None:
+        self.shop = Workshop(self.setting.encoder, self.setting.tasks)
+        self.cost: dict[str, Artefact] = {}
+        """Every stage that was needed, by name."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self.setting.tasks)
+
+    def study(self, *recipes: str, **changes: Any) -> Results:
+        """Probe, fine-tune by each recipe, merge, evaluate; `changes` are fields of `DemoConfig`."""
+        config, plan = self._plan(recipes, changes)
+        artefacts, reused = self._run(plan, plan.stages)
+        return collect(config, plan, artefacts, reused, self.setting.encoder, self.setting.tasks)
+
+    def analyze(
+        self, kind: str, recipe: str, *, tasks: Sequence[str] = (), masks: bool = False, split: str = "test",
+        changes: Mapping[str, Any] = {}, **parameters: Any,
+    ) -> Arrays:  # fmt: skip
+        """An analysis of the fine-tuned models of one recipe and the first seed, or of its masks."""
+        needed = ("full", recipe) if recipe == "lota" else (recipe,)
+        _, plan = self._plan(needed, dict(changes))
+        branch = next(b for b in plan.branches if b.recipe == recipe)
+        names, linearized = list(tasks) or self.tasks, recipe.startswith("linearized")
+        words: dict[str, Any] = {"kind": kind, "tasks": names, "split": split, "linearized": linearized, **parameters}
+        inputs = {f"probe/{n}": plan.base.inputs[f"probe/{n}"] for n in names} | _sources(branch, names, masks)
+        run = partial(_analysis, words=words)
+        stage = Stage("Analyses", f"analyze-{kind}-{recipe}", run, words, inputs, cost=1000.0)
+        artefacts, _ = self._run(plan, [stage])
+        found = artefacts[stage.key]
+        arrays = {name: np.array(value, dtype=str) for name, value in found.facts["names"].items()}
+        return arrays | {name: found.tensors[name].numpy() for name in found.tensors}
+
+    def _plan(self, recipes: Sequence[str], changes: Mapping[str, Any]) -> tuple[Any, Plan]:
+        chosen = {key: self._recipe(key) for key in recipes}
+        config = dataclasses.replace(self.setting.config, recipes=chosen, **changes)
+        return config, make_plan(config, self.setting.encoder, self.setting.tasks)
+
+    def _recipe(self, key: str) -> Any:
+        return dataclasses.replace(self.setting.recipe(key), device=self.setting.config.probe.device)
+
+    def _run(self, plan: Plan, wanted: Iterable[Stage[Workshop]]) -> tuple[dict[str, Artefact], set[str]]:
+        """Run some stages and those that they read."""
+        stages = list(_with_sources(wanted).values())
+        artefacts, reused = run_stages(dataclasses.replace(plan, stages=stages), self.store, self.shop)
+        self.cost |= {f"{stage.group}/{stage.name}-{stage.key}": artefacts[stage.key] for stage in stages}
+        return artefacts, reused
+
+
+def drawn(kind: str, arrays: Arrays) -> Themed:
+    """An analysis's first figure, for light pages and for dark ones."""
+    light, dark = (next(iter(figures(kind, arrays, theme=theme).values())) for theme in THEMES)
+    return light, dark
+
+
+def drawn_light(draw: Callable[[], Figure]) -> Themed:
+    """A figure that has one look."""
+    with themed("light"):
+        image = png(draw())
+    return image, image
+
+
+def _sources(branch: Branch, names: Sequence[str], masks: bool) -> dict[str, Stage[Workshop]]:
+    tuned = {f"finetune/{name}": branch.stages[f"finetune/{name}"] for name in names}
+    if not masks:
+        return tuned
+    return {f"masks/{name}": tuned[f"finetune/{name}"].inputs["masks"] for name in names}
+
+
+def _with_sources(wanted: Iterable[Stage[Workshop]]) -> dict[str, Stage[Workshop]]:
+    """Stages by key, inputs first."""
+    found: dict[str, Stage[Workshop]] = {}
+    for stage in wanted:
+        found |= {key: s for key, s in _with_sources(stage.inputs.values()).items() if key not in found}
+        found[stage.key] = stage
+    return found
+
+
+def _analysis(shop: Workshop, inputs: dict[str, Artefact], *, words: Mapping[str, Any]) -> Made:
+    """One analysis; arrays of names are facts, the others tensors."""
+    parameters = dict(words)
+    kind, names, split, linearized = (parameters.pop(key) for key in ("kind", "tasks", "split", "linearized"))
+    needs_tasks = kind not in ("cosine", "mask_share", "mask_iou")
+    tuned = f"finetune/{names[0]}" in inputs
+    found = analyze(
+        kind,
+        Inputs(
+            encoder=shop.encoder,
+            base=shop.base if tuned or needs_tasks else None,
+            vectors=[shop.finetuned(inputs, name) for name in names] if tuned else [],
+            labels=names if tuned else [],
+            masks={} if tuned else {name: shop.masks(inputs[f"masks/{name}"].tensors) for name in names},
+            tasks={name: shop.tasks[name] for name in names} if needs_tasks else {},
+            heads={n: shop.head(inputs[f"probe/{n}"].tensors) for n in names} if needs_tasks else {},
+            split=split,
+            samples=parameters.pop("samples", None),
+            linearized=linearized and kind != "cosine",
+            progress=shop.progress,
+        ),
+        **parameters,
+    )
+    texts = {name: value.tolist() for name, value in found.items() if value.dtype.kind in "US"}
+    rest = {name: torch.from_numpy(np.array(value)) for name, value in found.items() if name not in texts}
+    return {"names": texts}, rest
