@@ -58,7 +58,7 @@ bench: install  ## Benchmarks: ratios to named baselines, floors, JSON
 	$(BIN)/python -m benchmarks
 
 docs: install  ## Build the documentation into site/
-	$(BIN)/pip install -q mkdocs-material
+	$(BIN)/pip install -q mkdocs-material "mkdocstrings[python]"
 	$(BIN)/mkdocs build --strict
 
 clean:  ## Remove what was built (not the virtual environment)
