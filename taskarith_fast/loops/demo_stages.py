@@ -66,7 +66,7 @@ class Workshop:
 
     def head(self, stored: Mapping[str, Tensor]) -> Head:
         """A frozen head of this state, on the encoder's device."""
-        head = Head(stored["weight"], stored["bias"], normalize=bool(self.encoder.normalize_features))
+        head = Head(stored["weight"], stored.get("bias"), normalize=bool(self.encoder.normalize_features))
         return head.requires_grad_(False).to(device_of(self.encoder))
 
     def heads(self, inputs: Mapping[str, Artefact]) -> dict[str, Head]:

@@ -128,3 +128,17 @@ def test_list_on_the_command_line():
     )
     assert done.returncode == 0
     assert "talos/table1 " in done.stdout and "(not here:" in done.stdout
+
+
+def test_heads_of_the_papers_protocol_are_written_by_the_text_tower(monkeypatch):
+    from taskarith_fast.loops import demo_stages
+    from taskarith_fast.loops.demo_stages import Workshop, write_head
+    from taskarith_fast.loops.stages import Artefact
+    from taskarith_fast.models import load_clip, load_encoder
+
+    name = "open_clip:ViT-B-32"
+    monkeypatch.setattr(demo_stages, "load_clip", lambda name: load_clip(name, pretrained=False))
+    shop = Workshop(load_encoder(name, pretrained=False), {})
+    facts, tensors = write_head(shop, {}, task="mnist", encoder=name)
+    head = shop.head(Artefact(facts, tensors, 0.0, 0.0, None).tensors)
+    assert head.normalize and head.weight.shape == (10, shop.encoder.feature_dim)
