@@ -23,8 +23,10 @@ $(VENV)/.installed: pyproject.toml
 
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 
+# CUDA kernels for one architecture (and, as PTX, newer ones): `make check` compiles them for all, `pip install .` too.
 $(VENV)/.built: $(VENV)/.installed $(NATIVE_SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" TASKARITH_NATIVE=dev $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	PATH="$(abspath $(BIN)):$$PATH" TASKARITH_NATIVE=dev \
+		CMAKE_ARGS="-DTASKARITH_CUDA_ARCHITECTURES=90 $(CMAKE_ARGS)" $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 install: $(VENV)/.built  ## Make the virtual environment and build the native parts
@@ -39,6 +41,7 @@ check: install lint  ## The slower suites: lint, slow tests, every operator on t
 	$(PYTEST) -m slow
 	TASKARITH_BACKEND=reference $(PYTEST) tests/ops tests/merging -m "not slow"
 	$(BIN)/python -m benchmarks.roofline --check
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/compile_everywhere.py
 
 gpu-check: install  ## On a GPU: operator tests, compute-sanitizer, benchmarks
 	$(BIN)/python tools/gpu_check.py
