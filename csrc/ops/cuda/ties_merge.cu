@@ -57,7 +57,7 @@ struct Totals {
 
 template <Elect E, Combine C, class T>
 __device__ __forceinline__ Tally merge_span(const TiesSpan& span, const Rules& x, double undecided) {
-  constexpr int kGroup = 4;
+  constexpr int kGroup = 2;
   constexpr int W = 4;  // eight half-precision values at once take too many registers
   Tally tally;
   for_each_vector<W>(span, [&](int64_t i, int n, auto whole) {
