@@ -17,6 +17,7 @@ from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.loops.edits import EncoderEdits, LinearizedEdits
 from taskarith_fast.loops.evaluate import BATCH_SIZE
 from taskarith_fast.loops.merged_edits import MergedEdits
+from taskarith_fast.loops.task_vector_files import VECTOR_KINDS
 from taskarith_fast.masks import Masks
 from taskarith_fast.progress import SILENT, Progress
 from taskarith_fast.sparse_task_vector import SparseTaskVector
@@ -24,8 +25,6 @@ from taskarith_fast.task_vector import TaskVector
 
 State = Mapping[str, Tensor]
 AnyEdits = EncoderEdits | LinearizedEdits | MergedEdits
-
-_VECTORS = {"task_vector": TaskVector.load, "sparse_task_vector": SparseTaskVector.load}
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def read_vector(path: Path) -> tuple[State, bool]:
     metadata = state.metadata if isinstance(state, LazyState) else {}
     if metadata.get("taskarith") == "masks":
         raise CheckpointError(f"{path}: expected a fine-tuned state or a task vector, got masks; hand them to --masks")
-    kind = _VECTORS.get(metadata.get("taskarith", ""))
+    kind = VECTOR_KINDS.get(metadata.get("taskarith", ""))
     return (state if kind is None else kind(path)), "linearized" in metadata
 
 

@@ -25,10 +25,11 @@ from taskarith_fast.task_vector import TaskVector
 
 Vector = TaskVector | SparseTaskVector
 
-_KINDS: dict[str, Callable[[Path], Vector]] = {
+VECTOR_KINDS: dict[str, Callable[[Path], Vector]] = {
     "task_vector": TaskVector.load,
     "sparse_task_vector": SparseTaskVector.load,
 }
+"""What a file of a task vector says it is -> its reader."""
 
 
 def save_linearized(
@@ -75,7 +76,7 @@ def open_states(
         CheckpointError: If a file does not belong to the encoder.
     """
     found = [(path, load_state_dict(path)) for path in paths]
-    vectors = [_KINDS[kind](path) for path, state in found if (kind := _kind(state)) in _KINDS]
+    vectors = [VECTOR_KINDS[kind](path) for path, state in found if (kind := _kind(state)) in VECTOR_KINDS]
     if len(vectors) < len(found) and (len(found) > 1 or (scale != 1 and not linearized)):
         raise ArgumentError(f"state must be one file, at scale 1, unless task vectors are added; got {len(found)}")
     tangents = [_is_linearized(path, vector, encoder) for (path, _), vector in zip(found, vectors, strict=False)]

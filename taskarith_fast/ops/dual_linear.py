@@ -119,9 +119,8 @@ def dual_linear(
     """
     check_pair("dual_linear", x=(x, dx), weight=(weight, dweight), bias=(bias, dbias))
     x, weight, bias = x.detach(), weight.detach(), plain(bias)
-    operands = _cast((x, dx, weight, bias, dweight, dbias))
     if (dx is not None or dweight is not None) and backend != "auto":
-        return _run(*operands, with_value=True, backend=backend)
+        return _run(*_cast((x, dx, weight, bias, dweight, dbias)), with_value=True, backend=backend)
     return linear(x, weight, bias), linear_tangent(x, dx, weight, dweight, dbias, backend)
 
 
