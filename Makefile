@@ -23,10 +23,11 @@ $(VENV)/.installed: pyproject.toml
 
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 
-# CUDA kernels for one architecture (and, as PTX, newer ones): `make check` compiles them for all, `pip install .` too.
+# CUDA kernels for the GPU that is here, or sm_90: `make check` compiles them for all, `pip install .` too.
+CUDA_ARCHITECTURES ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .),90)
 $(VENV)/.built: $(VENV)/.installed $(NATIVE_SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" TASKARITH_NATIVE=dev \
-		CMAKE_ARGS="-DTASKARITH_CUDA_ARCHITECTURES=90 $(CMAKE_ARGS)" $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+		CMAKE_ARGS="-DTASKARITH_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES) $(CMAKE_ARGS)" $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 install: $(VENV)/.built  ## Make the virtual environment and build the native parts

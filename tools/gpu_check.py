@@ -27,7 +27,7 @@ def steps(out: Path) -> dict[str, list[str]]:
     watched = [PYTHON, "-m", "tests.ops.run_kernels"]
     found = {
         "facts": [PYTHON, "-c", _FACTS],
-        "tests": [*PYTEST, *workers, "tests/ops", "-k", "(cuda or triton or gpu) and not emulated"],
+        "tests": [*PYTEST, *workers, "tests/ops", "tests/gpu", "-k", "(cuda or triton or gpu) and not emulated"],
         "benchmarks": [PYTHON, "-m", "benchmarks", "--device", "cuda", "--json", str(out / "benchmarks_cuda.json")],
     }
     for tool in ("memcheck", "racecheck", "synccheck"):
