@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskarith_fast.errors import CheckpointError
+from taskarith_fast.formats.tied import find_tied
 from taskarith_fast.inputs import Inputs, call, moved
 from taskarith_fast.loops.evaluate import load_state
 from taskarith_fast.loops.runtime import device_of
@@ -99,13 +101,23 @@ def resident(model: nn.Module, states: Sequence[State]) -> list[dict[str, Tensor
     The first state is loaded into the model; tensors that share memory with the model are copied before.
 
     Raises:
-        CheckpointError: If its names or shapes are not the model's.
+        CheckpointError: If its names or shapes are not the model's, or a state holds different tensors under names
+            that the model ties.
     """
     own = _distinct(model)
+    _check_tied(model, states)
     memory = {tensor.untyped_storage().data_ptr() for tensor in own.values()}
     apart = [{name: _apart(tensor.detach(), memory) for name, tensor in state.items()} for state in states]
     load_state(model, apart[0])
     return [{name: state[name].to(t.device, t.dtype) for name, t in own.items()} for state in apart]
+
+
+def _check_tied(model: nn.Module, states: Sequence[State]) -> None:
+    for name, first in find_tied(model.state_dict(keep_vars=True)).items():
+        for i, state in enumerate(states):
+            if name in state and first in state and not torch.equal(state[name], state[first]):
+                label = f"finetuned[{i - 1}]" if i else "base"
+                raise CheckpointError(f"{label}: {name} must equal {first}, to which the model ties it, but differs")
 
 
 def _apart(tensor: Tensor, memory: set[int]) -> Tensor:

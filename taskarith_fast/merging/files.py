@@ -56,7 +56,7 @@ def merge_files(
         dtype: Type of the merged tensors, "float32", "bfloat16" or "float16"; None keeps that of the base. Where the
             dtypes differ, the arithmetic runs in float32 and is rounded once more.
         shard_size: Bytes of tensors in a file of an output directory, such as "5GB"; None makes one file.
-        memory: Bytes for buffers, such as "256MB"; 80 MiB by default, for any number of models; methods that need whole
+        memory: Bytes for buffers, such as "256MB"; 40 MiB by default, for any number of models; methods that need whole
             tensors take T of the largest besides.
         device: Where the arithmetic runs, "cpu", "cuda", "cuda:1" ...
         overwrite: Replace an existing output.

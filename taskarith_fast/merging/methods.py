@@ -23,7 +23,7 @@ from taskarith_fast.merging.learned import AdaMerging, AdaMergingPlusPlus, CartP
 from taskarith_fast.merging.regmean import REGMEAN_STREAMING, regmean
 from taskarith_fast.merging.streaming import ELEMENTWISE, Streaming
 from taskarith_fast.merging.tall_mask import consensus, tall_mask
-from taskarith_fast.merging.tied_names import under_one_name
+from taskarith_fast.merging.tied_names import under_one_name, with_every_name
 from taskarith_fast.merging.ties import ties
 from taskarith_fast.merging.ties_stream import TIES_STREAMING
 
@@ -136,9 +136,11 @@ def merge_per_task(
         **parameters: The method's own parameters.
 
     Returns:
-        T states in the key order of `base`.
+        T states in the key order of `base`; tied names as for `merge`.
     """
-    return find_method(method, parameters, PER_TASK).function(base, list(finetuned), **parameters)
+    row = find_method(method, parameters, PER_TASK)
+    states, tied = under_one_name([base, *finetuned], [])
+    return [with_every_name(merged, base, tied) for merged in row.function(states[0], states[1:], **parameters)]
 
 
 def merge(
@@ -171,7 +173,7 @@ def merge(
         return row.function(base, list(finetuned), **parameters)
     models, rest = states[: 1 + len(finetuned)], states[1 + len(finetuned) :]
     merged = row.function(models[0], models[1:], **(parameters | ({kind.parameter: rest} if kind else {})))
-    return {name: merged[tied.get(name, name)] for name in dict.fromkeys((*base, *tied))}
+    return with_every_name(merged, base, tied)
 
 
 def _refuse_learned(name: str) -> None:

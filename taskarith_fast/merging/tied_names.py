@@ -96,6 +96,11 @@ def under_one_name(models: Sequence[State], statistics: Sequence[State]) -> tupl
     return [_one_name(state, own, others, label) for state, own, label in states], others
 
 
+def with_every_name(merged: Mapping[str, Tensor], base: State, others: Mapping[str, str]) -> dict[str, Tensor]:
+    """A merge under one name for each tensor, with all names of `base` and the other names of `under_one_name`."""
+    return {name: merged[others.get(name, name)] for name in dict.fromkeys((*base, *others))}
+
+
 def contradiction(name: str, own: str, label: str) -> CheckpointError:
     """`label` holds under `name` other values than under `own`, though another model ties the two."""
     return CheckpointError(

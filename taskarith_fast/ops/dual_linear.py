@@ -22,7 +22,7 @@ from torch import Tensor
 
 from taskarith_fast.ops._contract import define_op
 from taskarith_fast.ops._dual import check_pair, plain, wide
-from taskarith_fast.ops.linear import linear, linear_backward
+from taskarith_fast.ops.linear import add_linear_, linear, linear_backward
 
 SCHEMA = (
     "(Tensor x, Tensor? dx, Tensor weight, Tensor? bias, Tensor? dweight, Tensor? dbias, bool with_value) "
@@ -190,8 +190,7 @@ class _Tangent(torch.autograd.Function):
         if dweight is None:
             return linear(_rows(dx), weight, dbias).view(shape)
         dy = linear(_rows(x), dweight, dbias)
-        dy = dy if dx is None else dy.add_(linear(_rows(dx), weight))
-        return dy.view(shape)
+        return (dy if dx is None else add_linear_(dy, _rows(dx), weight)).view(shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -86,6 +86,12 @@ def around_linear(around: Around) -> Iterator[None]:
         _around = before
 
 
+def add_linear_(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """y += x W^T in place, by the route of `linear`; y is [n, o] and x [n, k]. No sum is formed beside y."""
+    plain = _around is None and y.dtype == x.dtype == weight.dtype and not _takes_conv1x1(x, weight)
+    return y.addmm_(x, weight.t()) if plain else y.add_(linear(x, weight))
+
+
 def _compute(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _conv1x1(x, weight, bias) if _takes_conv1x1(x, weight, bias) else F.linear(x, weight, bias)
 

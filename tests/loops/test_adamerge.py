@@ -236,6 +236,9 @@ def test_tied_tensors_share_their_first_names_coefficients():
     result = _adamerge(model=model, base=base, finetuned=finetuned)
     assert len(result.names) == len(base) - 1
     assert torch.equal(result.state["tied"], result.state["class_embedding"])
+    finetuned[1]["tied"] = finetuned[1]["tied"] + 1
+    with pytest.raises(CheckpointError, match=r"finetuned\[1\]: tied must equal class_embedding"):
+        _adamerge(model=model, base=base, finetuned=finetuned)
 
 
 def test_half_precision_states_are_merged_by_a_float32_model_and_come_back_in_their_type():

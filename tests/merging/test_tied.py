@@ -11,6 +11,7 @@ from torch import nn
 import taskarith_fast as ta
 from taskarith_fast.errors import CheckpointError
 from taskarith_fast.formats.tied import TIED
+from taskarith_fast.merging.methods import PER_TASK
 from taskarith_fast.merging.plan import plan_merge
 from tests.merging.stream_cases import assert_same_bytes, write_models
 
@@ -130,6 +131,16 @@ def test_models_in_memory_keep_their_ties(models):
     assert merged["head.weight"] is merged["embed.weight"] and list(merged) == list(models[0])
     apart = [{k: v.clone() for k, v in m.items()} for m in models]
     assert_same_bytes(merged, ta.merge(apart[0], apart[1:], "average"))
+
+
+@pytest.mark.parametrize("method", list(PER_TASK))
+def test_models_for_each_task_keep_their_ties(method, models):
+    apart = [_once(m) for m in models]
+    for merged, once in zip(
+        ta.merge_per_task(models[0], models[1:], method), ta.merge_per_task(apart[0], apart[1:], method), strict=True
+    ):
+        assert merged["head.weight"] is merged["embed.weight"] and list(merged) == list(models[0])
+        assert_same_bytes(_once(merged), once)
 
 
 @pytest.mark.parametrize("name", ["embed.weight", "head.weight"])
