@@ -15,12 +15,16 @@ from benchmarks.cases import CASES
 from benchmarks.clock import clock_of
 from benchmarks.contest import Case, Contest
 from benchmarks.measure import Stats, bandwidth, interleave, machine_facts
+from benchmarks.sparse_loop_cases import peak_memory
 from benchmarks.startup import startup_times
+
+PROCESSES = {"startup": startup_times, "loops": peak_memory}
+"""What is measured of whole processes, by the word that asks for it."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("words", nargs="*", help="run only cases whose names contain one of these; 'startup' too")
+    parser.add_argument("words", nargs="*", help="words in the names of cases to run; 'startup' and 'loops' too")
     parser.add_argument("--runs", type=int, default=7, help="timed rounds of each contender (slow ones: --slow-runs)")
     parser.add_argument("--slow-runs", type=int, default=2, help="rounds for contenders of over three seconds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -30,7 +34,7 @@ def main() -> int:
     options = parser.parse_args()
     cases = [case for case in CASES if options.device in case.devices]
     if options.list:
-        print("\n".join([*(case.name for case in cases), "startup"]))
+        print("\n".join([*(case.name for case in cases), *PROCESSES]))
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no CUDA device")
@@ -42,9 +46,10 @@ def main() -> int:
     for case in chosen:
         results.append(_run_or_fail(case, options))
         _write(options.json, facts, results)
-    if options.device == "cpu" and (not options.words or "startup" in options.words):
-        results.append(startup_times())
-        _write(options.json, facts, results)
+    for word, measure in PROCESSES.items():
+        if options.device == "cpu" and (not options.words or word in options.words):
+            results.append(measure())
+            _write(options.json, facts, results)
     return 1 if any("refused" in r for r in results) else 0
 
 

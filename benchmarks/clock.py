@@ -19,7 +19,7 @@ class CpuClock:
     """Wall time, and the high-water mark of resident memory (0 where the system hides it)."""
 
     def run(self, contender: Callable[[], Any]) -> tuple[float, int]:
-        before = _reset()
+        before = reset_peak()
         start = time.perf_counter()
         result = contender()
         elapsed = time.perf_counter() - start
@@ -67,7 +67,7 @@ def _status(field: str) -> int:
     return 0
 
 
-def _reset() -> int:
+def reset_peak() -> int:
     """Start a new high-water mark of resident memory; returns the bytes resident now."""
     try:
         Path("/proc/self/clear_refs").write_text("5")

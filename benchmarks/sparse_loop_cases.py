@@ -1,20 +1,22 @@
 """A whole iteration of sparse fine-tuning against full fine-tuning: open_clip's ViT-B/32, one tenth of the weights.
 
-``python -m benchmarks sparse_step`` times them in turn; ``python -m benchmarks.sparse_loop_cases`` prints the peak
-memory of each in a process of its own, above what the process holds before the first iteration; with
-``--device cuda``, the peak of what torch allocates on the GPU, weights and optimizer state included.
+``python -m benchmarks sparse_step`` times them in turn; ``python -m benchmarks loops`` prints each one's peak memory in
+a process of its own, above what the process holds before the model is made: weights, state, gradients, activations.
+``python -m benchmarks.sparse_loop_cases`` does the same for other sizes; with ``--device cuda``, the peak of what torch
+allocates on the GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks import shapes
-from benchmarks.clock import peak_resident
+from benchmarks.clock import peak_resident, reset_peak
 from benchmarks.contest import Contest
 
 DENSITY = 0.1
@@ -128,6 +130,30 @@ def on_gpu(name: str, runs: int = 8, **size: Any) -> str:
     return f"{peak / 1e6:8.0f} MB   {median:7.2f} ms  [{low:.2f}, {high:.2f}] x{runs}"
 
 
+def peak_memory(blocks: int = 0, batch: int = 32, model_name: str = MODEL) -> dict[str, Any]:
+    """Peak bytes of two iterations of every contender, each in a process of its own; prints them."""
+    words = ["--blocks", str(blocks), "--batch", str(batch), "--model", model_name]
+    peaks: dict[str, int] = {}
+    print("\nloops")
+    for name in CONTENDERS:
+        command = [sys.executable, "-m", "benchmarks.sparse_loop_cases", "--only", name, *words]
+        peaks[name] = int(subprocess.check_output(command, text=True))
+        print(f"  {name:24s} {peaks[name] / 1e6:8.0f} MB  {peaks[name] / peaks['full']:.2f} of full", flush=True)
+    return {"case": "loops", **peaks}
+
+
+def _peak_of(name: str, **size: Any) -> int:
+    import open_clip  # noqa: F401  what it takes is not the model's
+
+    before = reset_peak()
+    step = make_step(name, **size)
+    gc.collect()
+    reset_peak()  # what was held to make the model is gone
+    for _ in range(2):
+        step()
+    return peak_resident() - before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CONTENDERS, help="measure one, in this process")
@@ -142,15 +168,9 @@ def main() -> None:
             print(f"{name:24s} {on_gpu(name, **size)}", flush=True)
         return
     if options.only:
-        step = make_step(options.only, **size)
-        before = peak_resident()
-        for _ in range(2):
-            step()
-        print(f"{options.only:24s} {(peak_resident() - before) / 1e6:8.0f} MB above {before / 1e6:.0f}")
-        return
-    words = ["--blocks", str(options.blocks), "--batch", str(options.batch), "--model", options.model]
-    for name in CONTENDERS:
-        subprocess.check_call([sys.executable, "-m", "benchmarks.sparse_loop_cases", "--only", name, *words])
+        print(_peak_of(options.only, **size))
+    else:
+        peak_memory(**size)
 
 
 if __name__ == "__main__":
