@@ -11,7 +11,8 @@ BLOCK = 1024
 
 
 @triton.jit
-def _slope(x, FORM: tl.constexpr):
+def gelu_slope(x, FORM: tl.constexpr):
+    """g'(x) of the op's form."""
     if FORM == "none":
         density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
         slope = 0.5 + 0.5 * tl.erf(0.7071067811865475 * x) + x * density
@@ -28,7 +29,7 @@ def _slope(x, FORM: tl.constexpr):
 def _dual_gelu_kernel(x, dx, dy, numel, FORM: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
-    slope = _slope(tl.load(x + i, mask=inside, other=0.0).to(tl.float32), FORM)
+    slope = gelu_slope(tl.load(x + i, mask=inside, other=0.0).to(tl.float32), FORM)
     tangent = tl.load(dx + i, mask=inside, other=0.0).to(tl.float32)
     tl.store(dy + i, (slope * tangent).to(dy.dtype.element_ty), mask=inside)
 

@@ -70,7 +70,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return None, by_da, None, by_db, None
 
 
-OP = define_op("dual_glu", SCHEMA, dual_glu_reference, dual_glu_fake, backward=_backward, setup_context=_setup_context)
+OP = define_op(
+    "dual_glu",
+    SCHEMA,
+    dual_glu_reference,
+    dual_glu_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    triton=True,
+)
 
 
 def dual_glu(
@@ -84,7 +92,7 @@ def dual_glu(
         b: The gate, shape of a.
         db: Tangent of b, or None.
         form: "relu", "silu", "gelu" or "gelu_tanh".
-        backend: "auto", "reference" or "cpu", of dy.
+        backend: "auto", "reference", "cpu", "cuda", "triton" or "cuda_emulated", of dy.
 
     Returns:
         y like a, without gradient, and dy, differentiable by the tangents; None if there is no tangent.

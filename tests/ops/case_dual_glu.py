@@ -48,6 +48,7 @@ CASE = OpCase(
         "activated only": _sample((7, 13), "gelu_tanh", "a"),
         "gate only": _sample((7, 13), "gelu_tanh", "b"),
         "more than a block": _sample((3, 4099), "relu"),
+        "blocks of several turns": _sample((3, 90_001), "silu"),
         "empty": _sample((0, 3), "gelu"),
         "no dimension": _sample((), "silu"),
         "not contiguous": _strided,
