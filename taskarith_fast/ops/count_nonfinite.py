@@ -26,7 +26,7 @@ def count_nonfinite_fake(tensors: list[Tensor]) -> Tensor:
     return like.new_empty(len(tensors), dtype=torch.int64)
 
 
-OP = define_op("count_nonfinite", SCHEMA, count_nonfinite_reference, count_nonfinite_fake)
+OP = define_op("count_nonfinite", SCHEMA, count_nonfinite_reference, count_nonfinite_fake, triton=True)
 
 
 def count_nonfinite(tensors: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
