@@ -45,7 +45,7 @@ def fisher_merge_fake(
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in finetuned[:length]]
 
 
-OP = define_op("fisher_merge", SCHEMA, fisher_merge_reference, fisher_merge_fake)
+OP = define_op("fisher_merge", SCHEMA, fisher_merge_reference, fisher_merge_fake, triton=True)
 
 
 def fisher_merge(
