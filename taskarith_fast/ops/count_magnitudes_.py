@@ -41,7 +41,7 @@ def count_magnitudes_fake(
     return None
 
 
-OP = define_op("count_magnitudes_", SCHEMA, count_magnitudes_reference, count_magnitudes_fake)
+OP = define_op("count_magnitudes_", SCHEMA, count_magnitudes_reference, count_magnitudes_fake, triton=True)
 
 
 def count_magnitudes_(
