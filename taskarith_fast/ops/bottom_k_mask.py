@@ -45,7 +45,7 @@ def bottom_k_mask_fake(scores: list[Tensor], excluded: list[Tensor], k: int, lar
     return pack_bits_fake(scores)
 
 
-OP = define_op("bottom_k_mask", SCHEMA, bottom_k_mask_reference, bottom_k_mask_fake)
+OP = define_op("bottom_k_mask", SCHEMA, bottom_k_mask_reference, bottom_k_mask_fake, triton=True)
 
 
 def bottom_k_mask(
