@@ -13,11 +13,23 @@ _ROWS = 8
 
 
 @triton.jit
-def gradient_tile(
+def tile_of(k, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr):
+    """How many tiles lie across the weight, which of them is the program's, its first row, its rows and columns."""
+    across = tl.cdiv(k, BLOCK_K)
+    tile = tl.program_id(0) % across
+    top = (tl.program_id(0) // across).to(tl.int64) * BLOCK_O
+    return across, tile, top, top + tl.arange(0, BLOCK_O), tile.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+
+
+@triton.jit
+def gradient_quarters(
     x, grad_y, rows, columns, count, o, k, x_row, x_column, y_row, y_column,
     BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    """sum_n grad_y[n, rows] x[n, columns] over `count` rows n, float32; after each RUN of them a rounded addition."""
+    """sum_n grad_y[n, rows] x[n, columns] over `count` rows n, float32; after each RUN of them a rounded addition.
+
+    In four parts of a quarter of the rows: what is done with one after the other takes fewer registers.
+    """
     n = tl.arange(0, BLOCK_N).to(tl.int64)
     y_tile, x_tile = grad_y + rows[:, None] * y_column, x + columns[None, :] * x_column
     gradient = tl.zeros((BLOCK_O, BLOCK_K), tl.float32)
@@ -31,14 +43,7 @@ def gradient_tile(
             if (first + BLOCK_N) % RUN == 0:
                 gradient += run
                 run = tl.zeros((BLOCK_O, BLOCK_K), tl.float32)
-    return gradient + run
-
-
-@triton.jit
-def quarters(tile):
-    """A tile in four parts of a quarter of its rows: what is done with one after the other takes fewer registers."""
-    ROWS: tl.constexpr = tile.shape[0] // 4
-    parts = tl.reshape(tile, (2, 2, ROWS, tile.shape[1]))
+    parts = tl.reshape(gradient + run, (2, 2, BLOCK_O // 4, BLOCK_K))
     even, odd = tl.split(tl.permute(parts, (2, 3, 0, 1)))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)

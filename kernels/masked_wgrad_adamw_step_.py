@@ -14,11 +14,11 @@ from taskarith_fast.kernels._weight_gradient import (
     FLOAT,
     HALF,
     compiled_operands,
-    gradient_tile,
+    gradient_quarters,
     has_selected,
-    quarters,
     run_of,
     selected_places,
+    tile_of,
     tile_starts,
     tiles_for,
 )
@@ -31,16 +31,10 @@ def _masked_wgrad_adamw_step_kernel(
     sign, decay, rest1, rest2, beta2, eps, root2, rate,
     BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    across = tl.cdiv(k, BLOCK_K)
-    down, tile = tl.program_id(0) // across, tl.program_id(0) % across
-    top = down.to(tl.int64) * BLOCK_O
-    rows = top + tl.arange(0, BLOCK_O)
-    columns = tile.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+    across, tile, top, rows, columns = tile_of(k, BLOCK_O, BLOCK_K)
     if has_selected(starts, rows, across, tile, o):
-        gradient = quarters(
-            gradient_tile(
-                x, grad_y, rows, columns, count, o, k, x_row, x_column, y_row, y_column, BLOCK_O, BLOCK_K, BLOCK_N, RUN
-            )
+        gradient = gradient_quarters(
+            x, grad_y, rows, columns, count, o, k, x_row, x_column, y_row, y_column, BLOCK_O, BLOCK_K, BLOCK_N, RUN
         )
         for i in tl.static_range(4):
             part = top + i * (BLOCK_O // 4) + tl.arange(0, BLOCK_O // 4)
