@@ -16,7 +16,7 @@ and the extra memory stays under an eighth of the deltas.
 On a GPU (CUDA C++) there is no bracket: three passes count digits of 11, 10 and 10 bits, a block a segment
 and task narrows the threshold after each, and a fourth pass runs only where ties have to be dropped. Segments
 of at most 65536 entries are selected by one block. The host never waits for the device. Counters take 16 KB
-a task and longer segment. GPU times are unmeasured.
+a task and longer segment. Triton does the same, a launch a tensor and pass. GPU times are unmeasured.
 
 Not differentiable: the threshold moves with one entry, the cutoff with none.
 """
@@ -103,7 +103,7 @@ def kth_magnitude_fake(base: list[Tensor], finetuned: list[Tensor], k: list[int]
     return like.new_empty(shape, dtype=torch.float32), like.new_empty(shape, dtype=torch.int64)
 
 
-OP = define_op("kth_magnitude", SCHEMA, kth_magnitude_reference, kth_magnitude_fake)
+OP = define_op("kth_magnitude", SCHEMA, kth_magnitude_reference, kth_magnitude_fake, triton=True)
 
 
 def kth_magnitude(

@@ -78,6 +78,7 @@ CASE = OpCase(
         "empty tensors apart": _sample([(0,), (9,)], 2, [0, 4], "tensor"),
         "nothing at all": lambda dtype: ([], [], [0], "global"),
         "several blocks": _sample([(30000,), (50001,), (77, 999)], 3, [31000]),
+        "several blocks, each tensor": _sample([(70001,), (9,), (300, 301)], 2, [9000, 2, 90300], "tensor"),
         "few values": _few_values,
         "one value": _constant,
         "not contiguous": _strided,
