@@ -38,7 +38,7 @@ def tie_cutoffs_fake(base: Tensor, finetuned: list[Tensor], values: list[int], l
     return base.new_empty((2, len(finetuned)), dtype=torch.int64)
 
 
-OP = define_op("tie_cutoffs", SCHEMA, tie_cutoffs_reference, tie_cutoffs_fake)
+OP = define_op("tie_cutoffs", SCHEMA, tie_cutoffs_reference, tie_cutoffs_fake, triton=True)
 
 
 def tie_cutoffs(
