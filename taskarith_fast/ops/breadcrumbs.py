@@ -10,9 +10,9 @@ The kernel finds both thresholds of a row by counting, in cache, and keeps masks
 write of every element (rows longer than the caches are read twice), extra memory of 4 bytes an entry of a row
 and thread.
 
-On a GPU (CUDA C++) a block takes a row: a radix select of 11, 10 and 10 bits in shared memory for either
-threshold, which finds the row in the caches after the first pass; at most 4096 tasks. Rows of few entries
-leave most threads idle. GPU times are unmeasured.
+On a GPU a block takes a row: a radix select of 11, 10 and 10 bits in shared memory for either threshold, which finds
+the row in the caches after the first pass; at most 4096 tasks. Rows of few entries leave most threads idle. Triton
+merges in a launch of its own, and unrolls the tasks. GPU times are unmeasured.
 
 Not differentiable: the masks are steps.
 """
@@ -65,7 +65,7 @@ def breadcrumbs_fake(
     return [torch.empty_like(b, memory_format=torch.contiguous_format) for b in base]
 
 
-OP = define_op("breadcrumbs", SCHEMA, breadcrumbs_reference, breadcrumbs_fake)
+OP = define_op("breadcrumbs", SCHEMA, breadcrumbs_reference, breadcrumbs_fake, triton=True)
 
 
 def breadcrumbs(
