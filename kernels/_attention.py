@@ -17,8 +17,10 @@ TF32_BITS = tl.constexpr(-8192)  # sign, exponent and the ten leading bits of a 
 
 @triton.jit
 def head(x, strides, batch, index):
-    """The first row of one head of a tensor [B, H, rows, width]."""
-    return x + batch * strides[0] + index * strides[1]
+    """The first row of one head of a tensor [B, H, rows, width], or None of None."""
+    if x is not None:
+        x = x + batch * strides[0] + index * strides[1]
+    return x
 
 
 @triton.jit
@@ -90,6 +92,13 @@ def add_weighted(total, p, x):
 
 
 @triton.jit
+def bias_tile(x, strides, first, start, row, column, inside):
+    """Entries (first + row, start + column) of a bias of one head, zero where they are not `inside`."""
+    place = x + first.to(tl.int64) * strides[2] + start.to(tl.int64) * strides[3]
+    return tl.load(place + row * strides[2] + column * strides[3], mask=inside, other=0.0)
+
+
+@triton.jit
 def seen_scores(
     products, scale, mask, mask_strides, first, start, queries, keys,
     TRANSPOSED: tl.constexpr, CAUSAL: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
@@ -107,9 +116,7 @@ def seen_scores(
     if CAUSAL:
         seen = seen & (column - row <= first - start)
     if mask is not None:
-        place = mask + first.to(tl.int64) * mask_strides[2] + start.to(tl.int64) * mask_strides[3]
-        inside = seen & (row < queries - first)
-        scores += tl.load(place + row * mask_strides[2] + column * mask_strides[3], mask=inside, other=0.0) * LOG2E
+        scores += bias_tile(mask, mask_strides, first, start, row, column, seen & (row < queries - first)) * LOG2E
     return tl.where(seen, scores, float("-inf"))
 
 
@@ -127,7 +134,7 @@ def fits(q: Tensor, v: Tensor) -> bool:
     return max(q.shape[-1], v.shape[-1]) <= 128 and q.dtype in KINDS.values()
 
 
-def attention_tiles(dtype: torch.dtype, depth: int, width: int, masked: bool) -> dict[str, int]:
+def attention_tiles(dtype: torch.dtype, depth: int, width: int, masked: bool, biased: bool = False) -> dict[str, int]:
     """SIDE rows of the result and STEP of the other side, columns by CHUNK and PART: the largest that spill nothing."""
     wide = max(depth, width) > 64
     if dtype == torch.float32:
@@ -136,7 +143,7 @@ def attention_tiles(dtype: torch.dtype, depth: int, width: int, masked: bool) ->
         step, chunk, part, stages = 16 if masked and not wide else 32, 32 if wide else 64, 64, 2
     else:
         step, chunk, part, stages = 16, 32 if wide else 64, 32 if wide else 64, 2
-    blocks = {"CHUNK": min(_block_of(depth), chunk), "PART": min(_block_of(width), part)}
+    blocks = {"CHUNK": min(_block_of(depth), chunk), "PART": min(_block_of(width), part // 2 if biased else part)}
     return blocks | {"SIDE": 64, "STEP": step, "num_warps": 4, "num_stages": stages}
 
 
@@ -145,13 +152,21 @@ def _block_of(width: int) -> int:
 
 
 def launch_signature(
-    names: tuple[str, ...], kind: str, size: int, masked: bool, causal: bool
+    names: tuple[str, ...], kind: str, size: int, masked: bool, causal: bool, biased: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """COMPILED's signature and constants of a launch whose tensors are `names`, for heads of `size`."""
+    """COMPILED's signature and constants of a launch whose tensors are `names`, for heads of `size`.
+
+    `biased` adds a tangent of the mask.
+    """
     signature: dict[str, Any] = dict.fromkeys(names, f"*{kind}:16")
     signature |= {f"{name}_strides": ("i32:16",) * 3 for name in names}
     signature |= {"count": "i32", "queries": "i32", "keys": "i32", "scale": "fp32"}
-    constants = {"CAUSAL": causal, "D": size, "E": size} | attention_tiles(KINDS[kind], size, size, masked)
-    if masked:
-        return signature | {"mask": "*fp32:16", "mask_strides": ("i32",) * 4}, constants
-    return signature, constants | {"mask": None, "mask_strides": (0,) * 4}
+    constants = {"CAUSAL": causal, "D": size, "E": size} | attention_tiles(
+        KINDS[kind], size, size, masked or biased, biased
+    )
+    for name, present in (("mask", masked), ("dmask", biased)):
+        if present:
+            signature |= {name: "*fp32:16", f"{name}_strides": ("i32",) * 4}
+        else:
+            constants |= {name: None, f"{name}_strides": (0,) * 4}
+    return signature, constants

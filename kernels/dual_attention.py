@@ -12,6 +12,7 @@ import triton.language as tl
 from taskarith_fast.kernels._attention import (
     add_weighted,
     attention_tiles,
+    bias_tile,
     fits,
     head,
     heads,
@@ -29,24 +30,18 @@ from taskarith_fast.ops.dual_attention import dual_attention_reference
 
 @triton.jit
 def _dual_attention_kernel(
-    q, dq, k, dk, v, dv, mask, y, dy,
-    q_strides, dq_strides, k_strides, dk_strides, v_strides, dv_strides, mask_strides, count, queries, keys, scale,
+    q, dq, k, dk, v, dv, mask, dmask, y, dy, q_strides, dq_strides, k_strides, dk_strides, v_strides, dv_strides,
+    mask_strides, dmask_strides, count, queries, keys, scale,
     CAUSAL: tl.constexpr, WITH_VALUE: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
     CHUNK: tl.constexpr, PART: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    MOVES: tl.constexpr = dq is not None or dk is not None
+    MOVES: tl.constexpr = dq is not None or dk is not None or dmask is not None
     VALUE: tl.constexpr = WITH_VALUE or MOVES
     column, first, item, b, h = place_of(tl.cdiv(E, PART), queries, count, SIDE)
-    q = head(q, q_strides, b, h)
-    if dq is not None:
-        dq = head(dq, dq_strides, b, h)
-    k, v = head(k, k_strides, b, h), head(v, v_strides, b, h)
-    if dk is not None:
-        dk = head(dk, dk_strides, b, h)
-    if dv is not None:
-        dv = head(dv, dv_strides, b, h)
-    if mask is not None:
-        mask = head(mask, mask_strides, b, h)
+    q, dq = head(q, q_strides, b, h), head(dq, dq_strides, b, h)
+    k, dk = head(k, k_strides, b, h), head(dk, dk_strides, b, h)
+    v, dv = head(v, v_strides, b, h), head(dv, dv_strides, b, h)
+    mask, dmask = head(mask, mask_strides, b, h), head(dmask, dmask_strides, b, h)
 
     top = tl.full([SIDE], float("-inf"), tl.float32)
     weight = tl.zeros([SIDE], tl.float32)
@@ -85,7 +80,12 @@ def _dual_attention_kernel(
                 ds = products_of_rows(
                     q, first, q_strides[2], queries, dk, start, dk_strides[2], keys, ds, D, SIDE, STEP, CHUNK
                 )
-            ds *= p * scale
+            ds *= scale
+            if dmask is not None:
+                row, column_of = tl.arange(0, SIDE)[:, None], tl.arange(0, STEP)[None, :]
+                inside = (row < queries - first) & (column_of < keys - start)
+                ds += bias_tile(dmask, dmask_strides, first, start, row, column_of, inside)
+            ds *= p
             step = step * fade + tl.sum(ds, 1)
             tangent = add_weighted(tangent, ds, values_tile)
 
@@ -112,29 +112,32 @@ def dual_attention_triton(
     causal: bool,
     scale: float,
     with_value: bool,
+    dmask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The op's own signature; heads of more than 128 go to the reference."""
+    """The op's own signature, and the mask's tangent of dual_attention_biased; heads over 128 go to the reference."""
     if not fits(q, v):
-        return dual_attention_reference(q, dq, k, dk, v, dv, mask, causal, scale, with_value)
+        return dual_attention_reference(q, dq, k, dk, v, dv, mask, causal, scale, with_value, dmask)
     shape = (*q.shape[:-1], v.shape[-1])
     y, dy = q.new_empty(shape if with_value else (0,)), q.new_empty(shape)
     if dy.numel() == 0:
         return y, dy
     tensors, strides = zip(*(heads(t) for t in (q, dq, k, dk, v, dv)), strict=True)
-    meta = attention_tiles(q.dtype, q.shape[-1], v.shape[-1], mask is not None)
+    biases = (mask, dmask)
+    biased = dmask is not None
+    meta = attention_tiles(q.dtype, q.shape[-1], v.shape[-1], mask is not None or biased, biased)
     tiles = triton.cdiv(q.shape[2], meta["SIDE"]) * triton.cdiv(v.shape[3], meta["PART"])
     with torch.cuda.device_of(q):
         _dual_attention_kernel[(q.shape[0] * q.shape[1] * tiles,)](
-            *tensors, mask, y, dy, *strides, (0,) * 4 if mask is None else mask.stride(),
+            *tensors, *biases, y, dy, *strides, *((0,) * 4 if bias is None else bias.stride() for bias in biases),
             q.shape[1], q.shape[2], k.shape[2], scale, causal, with_value, q.shape[3], v.shape[3], **meta,
         )  # fmt: skip
     return y, dy
 
 
-def _compiled(kind: str, size: int, present: str, masked: bool, causal: bool) -> tuple[str, dict, dict]:
+def _compiled(kind: str, size: int, present: str, masked: bool, causal: bool, biased: bool) -> tuple[str, dict, dict]:
     """A launch with the tangents that are `present`."""
     names = ("q", "k", "v", *(f"d{n}" for n in present))
-    signature, constants = launch_signature(names, kind, size, masked, causal)
+    signature, constants = launch_signature(names, kind, size, masked, causal, biased)
     for absent in {"dq", "dk", "dv"} - set(names):
         constants |= {absent: None, f"{absent}_strides": (0,) * 3}
     signature |= dict.fromkeys(("y", "dy"), f"*{kind}:16")
@@ -142,8 +145,13 @@ def _compiled(kind: str, size: int, present: str, masked: bool, causal: bool) ->
 
 
 COMPILED = [
-    _compiled(kind, size, present, masked, causal)
+    _compiled(kind, size, *case)
     for kind in ("fp32", "bf16", "fp16")
     for size in (64, 80)
-    for present, masked, causal in (("qkv", False, False), ("qkv", True, False), ("v", False, True))
+    for case in (
+        ("qkv", False, False, False),
+        ("qkv", True, False, False),
+        ("v", False, True, False),
+        ("qkv", True, False, True),
+    )
 ]

@@ -36,9 +36,7 @@ def _attention_rows_kernel(
 ):  # fmt: skip
     _, first, item, b, h = place_of(1, queries, count, SIDE)
     grad, q = head(grad, grad_strides, b, h), head(q, q_strides, b, h)
-    k, v = head(k, k_strides, b, h), head(v, v_strides, b, h)
-    if mask is not None:
-        mask = head(mask, mask_strides, b, h)
+    k, v, mask = head(k, k_strides, b, h), head(v, v_strides, b, h), head(mask, mask_strides, b, h)
     zeros = tl.zeros([SIDE, STEP], tl.float32)
     top = tl.full([SIDE], float("-inf"), tl.float32)
     weight = tl.zeros([SIDE], tl.float32)
@@ -69,15 +67,14 @@ def _attention_rows_kernel(
 
 @triton.jit
 def _attention_queries_kernel(
-    grad, q, k, v, mask, lse, dot, grad_q, grad_strides, q_strides, k_strides, v_strides, mask_strides, count, queries,
-    keys, scale, CAUSAL: tl.constexpr, D: tl.constexpr, E: tl.constexpr, CHUNK: tl.constexpr, PART: tl.constexpr,
-    SIDE: tl.constexpr, STEP: tl.constexpr,
+    grad, q, k, v, mask, lse, dot, grad_q, grad_mask, grad_strides, q_strides, k_strides, v_strides, mask_strides,
+    count, queries, keys, scale, CAUSAL: tl.constexpr, D: tl.constexpr, E: tl.constexpr, CHUNK: tl.constexpr,
+    PART: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    column, first, item, b, h = place_of(tl.cdiv(D, PART), queries, count, SIDE)
+    PARTS: tl.constexpr = 1 if grad_q is None else (D + PART - 1) // PART
+    column, first, item, b, h = place_of(PARTS, queries, count, SIDE)
     grad, q = head(grad, grad_strides, b, h), head(q, q_strides, b, h)
-    k, v = head(k, k_strides, b, h), head(v, v_strides, b, h)
-    if mask is not None:
-        mask = head(mask, mask_strides, b, h)
+    k, v, mask = head(k, k_strides, b, h), head(v, v_strides, b, h), head(mask, mask_strides, b, h)
     rows = first + tl.arange(0, SIDE)
     at = item.to(tl.int64) * queries
     top = tl.load(lse + at + rows, mask=rows < queries, other=float("inf"))
@@ -94,9 +91,17 @@ def _attention_queries_kernel(
         dp = products_of_rows(
             grad, first, grad_strides[2], queries, v, start, v_strides[2], keys, zeros, E, SIDE, STEP, CHUNK
         )
-        ds = tl.exp2(s - top[:, None]) * (dp - mean[:, None]) * scale
-        total = add_weighted(total, ds, load_rows(k, start, k_strides[2], keys, D, STEP, PART, column * PART))
-    store_rows(grad_q + at * D, first, queries, total, D, SIDE, PART, column * PART)
+        ds = tl.exp2(s - top[:, None]) * (dp - mean[:, None])
+        if grad_mask is not None:
+            seen = start + tl.arange(0, STEP)
+            place = (at + rows[:, None]) * keys + seen[None, :]
+            inside = (rows < queries)[:, None] & (seen < keys)[None, :] & (column == 0)
+            tl.store(grad_mask + place, ds, mask=inside)
+        if grad_q is not None:
+            tile = load_rows(k, start, k_strides[2], keys, D, STEP, PART, column * PART)
+            total = add_weighted(total, ds * scale, tile)
+    if grad_q is not None:
+        store_rows(grad_q + at * D, first, queries, total, D, SIDE, PART, column * PART)
 
 
 @triton.jit
@@ -107,9 +112,7 @@ def _attention_keys_kernel(
 ):  # fmt: skip
     column, start, item, b, h = place_of(tl.cdiv(max(D, E), PART), keys, count, SIDE)
     grad, q = head(grad, grad_strides, b, h), head(q, q_strides, b, h)
-    k, v = head(k, k_strides, b, h), head(v, v_strides, b, h)
-    if mask is not None:
-        mask = head(mask, mask_strides, b, h)
+    k, v, mask = head(k, k_strides, b, h), head(v, v_strides, b, h), head(mask, mask_strides, b, h)
     at = item.to(tl.int64) * queries
     zeros = tl.zeros([SIDE, STEP], tl.float32)
     by_k = tl.zeros([SIDE, PART], tl.float32)
@@ -151,16 +154,18 @@ def dual_attention_backward_triton(
     by_q: bool,
     by_k: bool,
     by_v: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    by_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op's own signature; heads of more than 128 go to the reference."""
     grad = grad.to(q.dtype)
     if not fits(q, v):
-        return dual_attention_backward_reference(grad, q, k, v, mask, causal, scale, by_q, by_k, by_v)
+        return dual_attention_backward_reference(grad, q, k, v, mask, causal, scale, by_q, by_k, by_v, by_mask)
     asked = zip((q, k, v), (by_q, by_k, by_v), strict=True)
     grad_q, grad_k, grad_v = (q.new_zeros(t.shape if by else (0,)) for t, by in asked)
     (batch, count, queries, depth), keys, width = q.shape, k.shape[2], v.shape[3]
+    grad_mask = q.new_zeros((batch, count, queries, keys) if by_mask else (0,), dtype=torch.float32)
     if grad.numel() == 0 or keys == 0 or depth == 0:
-        return grad_q, grad_k, grad_v
+        return grad_q, grad_k, grad_v, grad_mask
     tensors, strides = zip(*(heads(t) for t in (grad, q, k, v)), strict=True)
     sizes = (*strides, (0,) * 4 if mask is None else mask.stride(), count, queries, keys, scale, causal, depth, width)
     meta = attention_tiles(q.dtype, depth, width, mask is not None)
@@ -174,17 +179,22 @@ def dual_attention_backward_triton(
             parts = batch * count * triton.cdiv(keys, side) * triton.cdiv(max(depth, width), part)
             outputs = (grad_k if by_k else None, grad_v if by_v else None)
             _attention_keys_kernel[(parts,)](*tensors, mask, lse, dot, *outputs, *sizes, **meta)
-        if by_q:
-            parts = items * triton.cdiv(depth, part)
-            _attention_queries_kernel[(parts,)](*tensors, mask, lse, dot, grad_q, *sizes, **meta)
-    return grad_q, grad_k, grad_v
+        if by_q or by_mask:
+            parts = items * (triton.cdiv(depth, part) if by_q else 1)
+            outputs = (grad_q if by_q else None, grad_mask if by_mask else None)
+            _attention_queries_kernel[(parts,)](*tensors, mask, lse, dot, *outputs, *sizes, **meta)
+    return grad_q, grad_k, grad_v, grad_mask
 
 
 def _compiled(name: str, kind: str, size: int, masked: bool, *outputs: str) -> tuple[str, dict[str, Any], dict]:
     signature, constants = launch_signature(("grad", "q", "k", "v"), kind, size, masked, False)
-    signature |= {"lse": "*fp32:16", "dot": "*fp32:16"} | dict.fromkeys(outputs, f"*{kind}:16")
-    if not outputs:
+    del constants["dmask"], constants["dmask_strides"]
+    signature |= {"lse": "*fp32:16", "dot": "*fp32:16"}
+    signature |= {output: "*fp32:16" if output == "grad_mask" else f"*{kind}:16" for output in outputs}
+    if name == "_attention_rows_kernel":
         del constants["PART"]
+    if name == "_attention_queries_kernel":
+        constants |= {output: None for output in {"grad_q", "grad_mask"} - set(outputs)}
     return name, signature, constants
 
 
@@ -193,8 +203,10 @@ COMPILED = [
     for name, *outputs in (
         ("_attention_rows_kernel",),
         ("_attention_queries_kernel", "grad_q"),
+        ("_attention_queries_kernel", "grad_q", "grad_mask"),
         ("_attention_keys_kernel", "grad_k", "grad_v"),
     )
     for kind in ("fp32", "bf16", "fp16")
     for size, masked in ((64, False), (64, True), (80, False))
+    if masked or "grad_mask" not in outputs
 ]

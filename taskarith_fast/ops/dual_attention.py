@@ -10,7 +10,7 @@ exists. y comes with dy, or is left out where the model's own attention has comp
 (dq, dk, dv, dmask), and its gradient by them is the ordinary one of attention: torch's kernel, started again in the
 backward pass, so that only q, k, v and the mask are kept; on a GPU in deterministic mode, where torch's may add in any
 order, ``dual_attention_backward``. Absent tangents (None) cost nothing. A mask with a tangent, as T5's relative
-position bias is, goes to a second operator, ``dual_attention_biased``: C++ on the CPU, else the reference.
+position bias is, goes to a second operator, ``dual_attention_biased``.
 """
 
 from __future__ import annotations
@@ -93,11 +93,10 @@ def _backward(ctx: Any, _: Any, grad: Tensor) -> tuple[Any, ...]:
     q, k, v, mask = ctx.saved_tensors
     by = ctx.needs_input_grad
     wanted = (*by[1:6:2], any(by[10:]))
-    if grad.is_cuda and torch.are_deterministic_algorithms_enabled() and not wanted[3]:
-        asked = wanted[:3]
-        found = backward_op(grad, q, k, v, mask, ctx.causal, ctx.scale, *asked, backend=backend_of(q, "auto"))
-        by_dq, by_dk, by_dv = (g if needed else None for g, needed in zip(found, asked, strict=True))
-        return None, by_dq, None, by_dk, None, by_dv, None, None, None, None, *([None] * len(by[10:]))
+    if grad.is_cuda and torch.are_deterministic_algorithms_enabled():
+        found = backward_op(grad, q, k, v, mask, ctx.causal, ctx.scale, *wanted, backend=backend_of(q, "auto"))
+        by_dq, by_dk, by_dv, by_dmask = (g if needed else None for g, needed in zip(found, wanted, strict=True))
+        return None, by_dq, None, by_dk, None, by_dv, None, None, None, None, *([by_dmask] * len(by[10:]))
     added = None if mask is None else mask.to(q.dtype)
     if wanted[3]:
         added = torch.zeros_like(q[..., :1]).expand(*q.shape[:-1], k.shape[-2]) if added is None else added
@@ -131,6 +130,7 @@ BIASED = define_op(
     dual_attention_fake,
     backward=_backward,
     setup_context=_setup_context,
+    triton=True,
 )
 
 

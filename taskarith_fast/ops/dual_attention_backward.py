@@ -1,12 +1,13 @@
-r"""The gradient of dual attention's tangent by the tangents of queries, keys and values.
+r"""The gradient of dual attention's tangent by the tangents of queries, keys, values and mask.
 
-dy is linear in (dq, dk, dv), so this is the ordinary gradient of attention at (q, k, v): with s = scale q k^T + mask,
-p = softmax(s) by rows and the cotangent g of dy,
+dy is linear in (dq, dk, dv, dmask), so this is the ordinary gradient of attention at (q, k, v): with
+s = scale q k^T + mask, p = softmax(s) by rows and the cotangent g of dy,
 
     dp = g v^T,    ds = p (dp - rowsum(p dp)),    grad_v = p^T g,    grad_q = scale ds k,    grad_k = scale ds^T q
 
-In Triton p is computed anew, a tile at a time, from each row's maximum and sum: nothing of [L, S] exists, and every
-sum runs in one program in a fixed order, so that the bytes repeat. Not differentiable a second time.
+and grad_mask = ds, which is of [L, S] and is asked for only where the mask has a tangent. In Triton p is computed anew,
+a tile at a time, from each row's maximum and sum: nothing else of [L, S] exists, and every sum runs in one program in a
+fixed order, so that the bytes repeat. Not differentiable a second time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from taskarith_fast.ops._dual import wide
 
 SCHEMA = (
     "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale, bool by_q, bool by_k, "
-    "bool by_v) -> (Tensor, Tensor, Tensor)"
+    "bool by_v, bool by_mask) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -45,18 +46,20 @@ def dual_attention_backward_reference(
     by_q: bool,
     by_k: bool,
     by_v: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The formulas, dense, in float32, or in float64 for float64; what is not asked for is empty."""
+    by_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The formulas, dense, in float32, or in float64 for float64, as which grad_mask stays; unasked ones are empty."""
     dtype = q.dtype
     grad, q, k, v = wide(grad), wide(q), wide(k), wide(v)
     p = attention_weights(q, k, mask, causal, scale)
     dp = grad @ v.transpose(-1, -2)
-    ds = scale * p * (dp - (p * dp).sum(-1, keepdim=True))
+    ds = p * (dp - (p * dp).sum(-1, keepdim=True))
     none = q.new_empty(0)
-    grad_q = ds @ k if by_q else none
-    grad_k = ds.transpose(-1, -2) @ q if by_k else none
+    grad_q = scale * ds @ k if by_q else none
+    grad_k = scale * ds.transpose(-1, -2) @ q if by_k else none
     grad_v = p.transpose(-1, -2) @ grad if by_v else none
-    return grad_q.to(dtype).contiguous(), grad_k.to(dtype).contiguous(), grad_v.to(dtype).contiguous()
+    first, second, third = (g.to(dtype).contiguous() for g in (grad_q, grad_k, grad_v))
+    return first, second, third, ds.contiguous() if by_mask else none
 
 
 def dual_attention_backward_fake(
@@ -70,10 +73,12 @@ def dual_attention_backward_fake(
     by_q: bool,
     by_k: bool,
     by_v: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    by_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     asked = zip((q, k, v), (by_q, by_k, by_v), strict=True)
     grad_q, grad_k, grad_v = (q.new_empty(t.shape if by else (0,)) for t, by in asked)
-    return grad_q, grad_k, grad_v
+    size = (*q.shape[:-1], k.shape[-2]) if by_mask else (0,)
+    return grad_q, grad_k, grad_v, q.new_empty(size, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 OP = define_op(
