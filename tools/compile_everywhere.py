@@ -1,7 +1,10 @@
-"""Compile the CUDA kernels for every architecture that is shipped: no warning, no spill, no growth beyond the table.
+"""Compile the CUDA kernels for every architecture that is shipped: no warning, no spill, no change from the table.
+
+    python tools/compile_everywhere.py [--write]
 
 `make install` compiles for one architecture; this does it for all, in build/everywhere, with the settings of
 build/native. Exit code 1 where the compiler warns or tools/ptxas_report.py complains; 0 with a reason without nvcc.
+--write makes the table, tests/native/registers.json, anew.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ def main() -> int:
     found = subprocess.run(build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     warnings = [line for line in found.stdout.splitlines() if "warning" in line.lower()]
     print("\n".join(warnings) if found.returncode == 0 else found.stdout[-6000:])
-    report = [sys.executable, str(ROOT / "tools/ptxas_report.py"), str(BUILD / "libtaskarith_cuda.so")]
+    report = [sys.executable, str(ROOT / "tools/ptxas_report.py"), str(BUILD / "libtaskarith_cuda.so"), *sys.argv[1:]]
     return int(found.returncode != 0 or bool(warnings) or subprocess.call(report) != 0)
 
 
