@@ -13,13 +13,18 @@ inline unsigned block_barrier(bool predicate, const Site& site) {
     throw Error("divergent barrier: thread " + text(current_thread->index) + " is at " + text(site) +
                 ", others wait at " + text(barrier.site) + block.where());
   const unsigned generation = barrier.generation;
-  barrier.site = site;
-  barrier.votes[generation & 1] += predicate;
-  if (++barrier.arrived < block.alive)
-    block.wait(barrier);
-  else
+  unsigned& votes = barrier.votes[generation & 1];
+  __tsan_release(&votes);
+  {
+    const Bookkeeping own;
+    barrier.site = site;
+    votes += predicate;
+    ++barrier.arrived;
     block.release_if_complete();
-  return barrier.votes[generation & 1];
+  }
+  if (barrier.generation == generation) block.wait(barrier);
+  __tsan_acquire(&votes);
+  return votes;
 }
 
 }  // namespace cuda_emulation

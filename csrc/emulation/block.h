@@ -46,7 +46,6 @@ struct Barrier : Meeting {
 };
 
 struct WarpGroup : Meeting {
-  unsigned mask = 0;
   unsigned arrived = 0;        // bits of lanes
   uint64_t slots[2][32] = {};  // by parity: a fast lane may publish its next value before a slow one has read
 };
@@ -94,6 +93,10 @@ struct Block {
     barrier.arrived = 0;
     barrier.votes[++barrier.generation & 1] = 0;
   }
+  WarpGroup& group(unsigned warp, unsigned mask) {
+    const Bookkeeping own;
+    return groups[{warp, mask}];
+  }
   // Lanes of a warp that exist: the last warp of a block may be partial.
   unsigned lanes_of(unsigned warp) const {
     const size_t left = threads.size() - warp * 32;
@@ -113,34 +116,46 @@ inline void thread_main() {
     } catch (...) {
       block.error = std::current_exception();
     }
-    self.done = true;
-    --block.alive;
-    block.release_if_complete();
+    {
+      const Bookkeeping own;
+      self.done = true;
+      --block.alive;
+      block.release_if_complete();
+    }
     self.fiber.suspend();
   }
 }
 
-inline Thread* pooled_thread(size_t i) {
-  static std::vector<std::unique_ptr<Thread>> pool;
-  while (pool.size() <= i) pool.push_back(std::make_unique<Thread>(&thread_main));
-  return pool[i].get();
+// Blocks take the sets of threads by turns.
+inline std::vector<std::unique_ptr<Thread>>& thread_pool(size_t turn) {
+  static std::vector<std::unique_ptr<Thread>> sets[kThreadSets];
+  return sets[turn % kThreadSets];
+}
+
+inline void join_threads() {
+  for (size_t turn = 0; turn < kThreadSets; ++turn)
+    for (const std::unique_ptr<Thread>& thread : thread_pool(turn)) thread->fiber.join();
 }
 
 inline void Block::run() {
   const unsigned count = size.x * size.y * size.z;
+  const uint64_t number = index.x + uint64_t{grid.x} * (index.y + uint64_t{grid.y} * index.z);
+  std::vector<std::unique_ptr<Thread>>& pool = thread_pool(number);
+  while (pool.size() < count) pool.push_back(std::make_unique<Thread>(&thread_main));
   threads.resize(count);
   for (unsigned i = 0; i < count; ++i) {
-    Thread& t = *(threads[i] = pooled_thread(i));
+    Thread& t = *(threads[i] = pool[i].get());
     t.linear = i;
     t.index = uint3{i % size.x, i / size.x % size.y, i / (size.x * size.y)};
     t.done = false;
     t.waits_for = nullptr;
+    if (kThreadSets > 1) t.fiber.set_name("block " + text(index) + " thread " + text(t.index));
   }
   std::vector<Thread*> turns = threads;
   const Schedule plan = schedule();
   if (plan.order == Order::kReverse) std::reverse(turns.begin(), turns.end());
   const size_t together = plan.order == Order::kRandom ? count : 32;
-  std::mt19937 random(plan.seed + 7919u * (index.x + grid.x * (index.y + grid.y * index.z)));
+  std::mt19937 random(plan.seed + 7919u * static_cast<unsigned>(number));
   alive = count;
   current_block = this;
   while (alive > 0 && !error) {
@@ -165,7 +180,8 @@ inline void Block::run() {
   current_block = nullptr;
   current_thread = nullptr;
   if (error) {
-    for (Thread* t : threads) t->fiber.restart();
+    pool.clear();  // some have stopped in the middle
+    join_threads();
     std::rethrow_exception(error);
   }
   shared.check_guards(where());
@@ -178,10 +194,10 @@ inline std::string Block::deadlock() const {
     const std::string at = "thread " + text(t->index) + " waits for ever at " + text(t->waits_for->site);
     for (const auto& [key, group] : groups) {
       if (&group != t->waits_for) continue;
-      const unsigned missing = group.mask & lanes_of(key.first) & ~group.arrived;
+      const unsigned mask = key.second, missing = mask & lanes_of(key.first) & ~group.arrived;
       const unsigned lane = static_cast<unsigned>(__builtin_ctz(missing));
       const bool ended = threads[key.first * 32 + lane]->done;
-      return (ended ? "bad mask: " : "deadlock: ") + at + ": mask " + hex(group.mask) + " names lane " +
+      return (ended ? "bad mask: " : "deadlock: ") + at + ": mask " + hex(mask) + " names lane " +
              std::to_string(lane) + (ended ? ", which has ended" : ", which never comes") + where();
     }
     return "deadlock: " + at + where();

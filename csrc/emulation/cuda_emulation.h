@@ -7,6 +7,7 @@
 // shared array, a misaligned vector access (utils/vector.cuh), a launch outside the limits.
 // Made visible: shared memory starts as NaN; blocks and threads run forwards, in reverse or shuffled (schedule()), each
 // thread until it ends or waits, so that a missing barrier changes the result in at least one order.
+// Under the compiler's sanitizers also: accesses out of bounds, and races between threads (sanitizers.h says how).
 // Not modelled: time, caches, textures, streams, cooperative groups, tensor cores, threads that spin for one another.
 //
 // One launch at a time, on the calling thread. Needs the CUDA toolkit's headers, nothing else of it.

@@ -39,6 +39,8 @@ inline void run_grid(const void* kernel, const dim3& grid, const dim3& block, si
                      const std::function<void()>& body) {
   static std::mutex one_launch;
   const std::lock_guard<std::mutex> lock(one_launch);
+  const Bookkeeping own;
+  join_threads();
   executed_kernels().insert(kernel);
   const uint64_t count = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
   const Order order = schedule().order;
@@ -49,8 +51,10 @@ inline void run_grid(const void* kernel, const dim3& grid, const dim3& block, si
     const uint64_t i = order == Order::kRandom ? shuffled[turn] : order == Order::kReverse ? count - 1 - turn : turn;
     const uint3 index{static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
                       static_cast<unsigned>(i / grid.x / grid.y)};
-    Block(grid, block, index, shared_bytes, body).run();
+    // On the heap, so that a race detector does not take its barrier for the block's before.
+    std::make_unique<Block>(grid, block, index, shared_bytes, body)->run();
   }
+  join_threads();
 }
 
 // kernel<<<grid, block, shared_bytes>>>(args...); throws Error where a GPU would fail or do something undefined.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "emulation/report.h"
+#include "emulation/sanitizers.h"
 
 namespace cuda_emulation {
 
@@ -28,6 +29,7 @@ class SharedMemory {
   void* get(const void* key, const char* name, size_t bytes) {
     for (Variable& v : variables_)
       if (v.key == key) return v.data();
+    const Bookkeeping own;
     static_bytes_ += bytes;
     check_limits(name);
     return variables_.emplace_back(key, name, bytes).data();

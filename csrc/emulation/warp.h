@@ -25,28 +25,32 @@ uint64_t to_bits(const T& value) {
 }
 
 // Publishes `bits`, waits for the other lanes of `mask`, and returns what all of them published.
-inline const uint64_t* warp_meet(unsigned mask, uint64_t bits, const Site& site) {
+inline const uint64_t* warp_meet(unsigned mask, uint64_t bits, const Site& site, bool orders_memory = false) {
   Block& block = *current_block;
   const unsigned lane = current_thread->linear % 32, warp = current_thread->linear / 32;
   if (!(mask >> lane & 1))
     throw Error("bad mask: thread " + text(current_thread->index) + " at " + text(site) + " is lane " +
                 std::to_string(lane) + ", which mask " + hex(mask) + " does not name" + block.where());
-  WarpGroup& group = block.groups[{warp, mask}];
+  WarpGroup& group = block.group(warp, mask);
   if (group.arrived != 0 && !same_site(group.site, site))
     throw Error("divergent warp: thread " + text(current_thread->index) + " is at " + text(site) +
                 ", other lanes wait at " + text(group.site) + block.where());
-  group.site = site;
-  group.mask = mask;
-  const unsigned parity = group.generation & 1;
-  group.slots[parity][lane] = bits;
-  group.arrived |= 1u << lane;
-  if (group.arrived != (mask & block.lanes_of(warp))) {
-    block.wait(group);
-  } else {
-    group.arrived = 0;
-    ++group.generation;
+  const unsigned generation = group.generation;
+  uint64_t* slots = group.slots[generation & 1];
+  if (orders_memory) __tsan_release(slots);
+  {
+    const Bookkeeping own;
+    group.site = site;
+    slots[lane] = bits;
+    group.arrived |= 1u << lane;
+    if (group.arrived == (mask & block.lanes_of(warp))) {
+      group.arrived = 0;
+      ++group.generation;
+    }
   }
-  return group.slots[parity];
+  if (group.generation == generation) block.wait(group);
+  if (orders_memory) __tsan_acquire(slots);
+  return slots;
 }
 
 template <class T>
@@ -128,7 +132,7 @@ inline int __all_sync(unsigned mask, int p, cuda_emulation::Site at = cuda_emula
   return cuda_emulation::warp_vote(mask, p == 0, at) == 0;
 }
 inline void __syncwarp(unsigned mask = ~0u, cuda_emulation::Site at = cuda_emulation::Site::current()) {
-  cuda_emulation::warp_meet(mask, 0, at);
+  cuda_emulation::warp_meet(mask, 0, at, true);
 }
 inline unsigned __reduce_add_sync(unsigned mask, unsigned value,
                                   cuda_emulation::Site at = cuda_emulation::Site::current()) {

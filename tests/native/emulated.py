@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +29,18 @@ def compiler() -> str | None:
 def program(name: str) -> str | None:
     """A program of the virtual environment or from PATH."""
     return shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+@functools.cache
+def race_detector() -> list[str] | None:
+    """What stands before a program compiled with -fsanitize=thread, which may need fixed addresses; None: no use."""
+    with tempfile.TemporaryDirectory() as folder:
+        build = [str(compiler()), "-fsanitize=thread", "-x", "c++", "-", "-o", f"{folder}/nothing"]
+        if subprocess.run(build, input="int main() {}", text=True, capture_output=True).returncode != 0:
+            return None
+        befores = [[], ["setarch", "-R"]] if shutil.which("setarch") else [[]]
+        works = (b for b in befores if subprocess.run([*b, f"{folder}/nothing"], capture_output=True).returncode == 0)
+        return next(works, None)
 
 
 def missing_tools() -> str | None:

@@ -106,6 +106,15 @@ bool reversed(void (*kernel)(const float*, float*), int rounds) {
   return right;
 }
 
+bool warps_reversed() {
+  const std::vector<float> x = numbers(128);
+  std::vector<float> out(128);
+  launch(warp_tile, 1, 64, 0, x.data(), out.data());
+  bool right = true;
+  for (int i = 0; i < 128; ++i) right = right && out[i] == x[i ^ 31];
+  return right;
+}
+
 bool counted() {
   int count = 0;
   launch(lost_update, 1, 64, 0, &count);
@@ -141,10 +150,20 @@ const std::map<std::string, std::function<bool()>> kCases = {
     {"vectors", vector_types},
     {"atomics", atomic_operations},
     {"two_boxes", shared_per_instantiation},
+    {"warp_tile", warps_reversed},
     {"works_after_a_report", works_after_a_report},
     {"missing_barrier", [] { return reversed(missing_barrier, 1); }},
     {"missing_second_barrier", [] { return reversed(missing_second_barrier, 2); }},
     {"lost_update", counted},
+    {"two_blocks_one_word", [] { return run(two_blocks_one_word, 2, 32); }},
+    {"read_beside_atomic", [] { return run(read_beside_atomic, 1, 32); }},
+    {"shuffle_for_syncwarp",
+     [] {
+       const std::vector<float> x = numbers(64);
+       std::vector<float> out(64);
+       launch(shuffle_for_syncwarp, 1, 64, 0, x.data(), out.data());
+       return true;
+     }},
     {"divergent_barrier", [] { return run(divergent_barrier, 1, 32); }},
     {"divergent_warp", [] { return run(divergent_warp, 1, 32); }},
     {"mask_without_caller", [] { return run(mask_without_caller, 1, 32); }},

@@ -117,6 +117,17 @@ __global__ void two_boxes(double* out) {
   if (threadIdx.x == blockDim.x - 1) *out = a + b;
 }
 
+// The lanes of one warp exchange values through shared memory.
+__global__ void warp_tile(const float* x, float* out) {
+  TASKARITH_SHARED(float, tile, [64]);
+  for (int round = 0; round < 2; ++round) {
+    tile[threadIdx.x] = x[round * 64 + threadIdx.x];
+    __syncwarp();
+    out[round * 64 + threadIdx.x] = tile[threadIdx.x ^ 31];
+    __syncwarp();
+  }
+}
+
 // From here on: one bug each.
 
 // The neighbour's value may not be there yet.
@@ -140,6 +151,22 @@ __global__ void lost_update(int* out) {
   const int old = *out;
   __syncthreads();
   *out = old + 1;
+}
+
+__global__ void two_blocks_one_word(int* out) {
+  if (threadIdx.x == 0) ++*out;
+}
+
+__global__ void read_beside_atomic(int* out) {
+  if (*out >= 0) atomicAdd(out, 1);
+}
+
+// A shuffle makes the lanes meet, but promises no order of their memory accesses.
+__global__ void shuffle_for_syncwarp(const float* x, float* out) {
+  TASKARITH_SHARED(float, tile, [64]);
+  tile[threadIdx.x] = x[threadIdx.x];
+  __shfl_sync(kAll, 0, 0);
+  out[threadIdx.x] = tile[threadIdx.x ^ 31];
 }
 
 __global__ void divergent_barrier(int* out) {

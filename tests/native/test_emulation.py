@@ -1,6 +1,7 @@
 """The host execution of CUDA kernels: right ones are right in every order, every seeded bug is caught."""
 
 import ctypes
+import re
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from taskarith_fast import native, ops
-from tests.native.emulated import CSRC, compile_emulated, compiler, flags, missing_tools, toolkit
+from tests.native.emulated import CSRC, compile_emulated, compiler, flags, missing_tools, race_detector, toolkit
 from tests.ops.cases import all_cases
 
 HERE = Path(__file__).resolve().parent
@@ -34,13 +35,20 @@ def sanitized(tmp_path_factory):
     return _compile(tmp_path_factory, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
+@pytest.fixture(scope="module")
+def race_detected(tmp_path_factory):
+    if (before := race_detector()) is None:
+        pytest.skip("ThreadSanitizer does not work here")
+    return [*before, _compile(tmp_path_factory, "-g", "-fsanitize=thread")]
+
+
 def _run(program, case, order="0 1"):
     return subprocess.check_output([program, case, *order.split()], text=True).strip()
 
 
 RIGHT = (
     "block_sum_float", "block_sum_half", "block_sum_bfloat16", "tree_max", "compact", "shuffles", "votes",
-    "shape", "vectors", "atomics", "two_boxes", "works_after_a_report",
+    "shape", "vectors", "atomics", "two_boxes", "warp_tile", "works_after_a_report",
 )  # fmt: skip
 
 
@@ -100,6 +108,27 @@ def test_the_sanitizers_find_nothing_in_right_kernels_and_the_bugs_in_broken_one
         for case, report in SANITIZERS.items():
             result = subprocess.run([sanitized, case, *order.split()], text=True, capture_output=True)
             assert report in result.stdout + result.stderr, case
+
+
+RACES = (
+    "missing_barrier", "missing_second_barrier", "lost_update", "two_blocks_one_word", "read_beside_atomic",
+    "shuffle_for_syncwarp",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_race_detector_finds_the_races_in_every_order_and_none_in_right_kernels(race_detected):
+    def run(case, order):
+        return subprocess.run([*race_detected, case, *order.split()], text=True, capture_output=True)
+
+    for order in ORDERS:
+        for case in RIGHT:
+            result = run(case, order)
+            assert (result.stdout, result.returncode) == ("right\n", 0), (case, result.stderr[-4000:])
+        for case in RACES:
+            result = run(case, order)
+            assert result.returncode != 0 and "WARNING: ThreadSanitizer: data race" in result.stderr, case
+            assert re.search(r"'block \(\d, 0, 0\) thread \(\d+, 0, 0\)'", result.stderr), case
 
 
 def test_nvcc_takes_the_same_kernels(tmp_path):
