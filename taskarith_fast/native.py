@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 LIBRARY_DIR = Path(__file__).resolve().parent / "lib"
+SCHEMAS_MARK = "taskarith schemas:\n"
+"""Begins the text in a library that says for which operators it was built, see tools/write_schemas.py."""
 
 
-@functools.cache
-def load_library(name: str) -> str | None:
-    """Load ``libtaskarith_<name>.so`` (``cpu``, ``cuda`` or ``emulated``).
+def load_library(name: str, schemas: Mapping[str, str]) -> str | None:
+    """Load ``libtaskarith_<name>.so`` (``cpu``, ``cuda`` or ``emulated``), if it was built for these operators.
+
+    A kernel takes its arguments as the schema of its day had them, so a library of another day is not even opened; a
+    warning says so.
+
+    Args:
+        name: The library's.
+        schemas: Operator -> its schema.
 
     Returns:
         None if the library is loaded; otherwise the reason why not, in one line.
@@ -24,11 +33,31 @@ def load_library(name: str) -> str | None:
         return f"libtaskarith_{name}.so was not built"
     if name == "cuda" and not torch.cuda.is_available():
         return "no CUDA device"
+    if reason := stale(path, schemas):
+        warnings.warn(reason, RuntimeWarning, stacklevel=2)
+        return reason
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
         return f"libtaskarith_{name}.so does not load: {str(error).splitlines()[0]}"
     return None
+
+
+def stale(library: Path, schemas: Mapping[str, str]) -> str | None:
+    """Why a library does not belong to operators of these schemas; None if it does. Operators it lacks do not count."""
+    built = _schemas_of(library)
+    changed = [name for name, schema in schemas.items() if built.get(name, schema) != schema]
+    if built and not changed:
+        return None
+    what = f"{changed[0]} had another schema" if changed else "it names no schemas"
+    return f"{library.name} was built from other sources ({what}): rebuild with pip install -e ."
+
+
+def _schemas_of(library: Path) -> dict[str, str]:
+    """Operator -> schema, as the file says: loading it would register its kernels."""
+    _, found, text = library.read_bytes().partition(SCHEMAS_MARK.encode())
+    lines = text.partition(b"\0")[0].decode(errors="replace").splitlines() if found else []
+    return {name: bracket + rest for name, bracket, rest in (line.partition("(") for line in lines)}
 
 
 def extension() -> Any | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from taskarith_fast import __version__, native
+from taskarith_fast.ops._contract import load_library
 from taskarith_fast.ops.linear import resolved_linear_route
 
 _PACKAGES = ("torch", "numpy", "safetensors", "matplotlib", "pydantic")
@@ -31,7 +32,7 @@ def machine_facts(device: str) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "dense float32 layers": resolved_linear_route(),
-        "compiled kernels": "none, PyTorch references" if native.load_library("cpu") else "C++",
+        "compiled kernels": "none, PyTorch references" if load_library("cpu") else "C++",
     }
     features = native.cpu_features()
     return facts | ({"instruction sets": ", ".join(features)} if features else {})

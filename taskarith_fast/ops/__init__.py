@@ -1,5 +1,6 @@
 """Every operator of the package; one module an operator, of the same name."""
 
+from taskarith_fast.ops._contract import load_kernels
 from taskarith_fast.ops.bottom_k_mask import bottom_k_mask
 from taskarith_fast.ops.breadcrumbs import breadcrumbs
 from taskarith_fast.ops.consensus import consensus
@@ -78,3 +79,5 @@ __all__ = [
     "weighted_sum_backward",
     "where_bits",
 ]
+
+load_kernels()

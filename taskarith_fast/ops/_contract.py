@@ -44,6 +44,7 @@ class Op:
     """A registered operator; calling it validates nothing and runs the backend asked for."""
 
     name: str
+    schema: str
     reference: Callable[..., Any]
     triton: bool
     composed: bool = False
@@ -78,7 +79,7 @@ class Op:
         if backend == "cuda" and self.composed:
             return None if torch.cuda.is_available() else "no CUDA device"
         library = {"cpu": "cpu", "cuda": "cuda", "cuda_emulated": "emulated"}[backend]
-        reason = native.load_library(library)
+        reason = load_library(library)
         if reason:
             return reason
         key = "CUDA" if backend == "cuda" else "CPU"
@@ -119,16 +120,32 @@ def define_op(
             torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context, lib=library)
     if composed is not None:
         _LIBRARIES["taskarith"].impl(name, composed, "CUDA")
-    native.load_library("cpu")
-    op = Op(name, reference, triton, composed is not None)
+    op = Op(name, schema, reference, triton, composed is not None)
     _REGISTERED.append(op)
     if triton:
         launcher = _lazy_launcher(name)
         _LIBRARIES["taskarith_triton"].impl(name, launcher, "CPU")
         _LIBRARIES["taskarith_triton"].impl(name, launcher, "CUDA")
-    if triton and _triton_absent() is None and op.absent("cuda"):
-        _LIBRARIES["taskarith"].impl(name, launcher, "CUDA")
     return op
+
+
+def load_kernels() -> None:
+    """Let CPU tensors run C++, and CUDA tensors Triton where there is no CUDA C++; once all operators are defined."""
+    load_library("cpu")
+    for op in _REGISTERED:
+        if op.triton and _triton_absent() is None and op.absent("cuda"):
+            _LIBRARIES["taskarith"].impl(op.name, _lazy_launcher(op.name), "CUDA")
+
+
+@functools.cache
+def load_library(name: str) -> str | None:
+    """Load ``libtaskarith_<name>.so`` (``cpu``, ``cuda`` or ``emulated``); why not, in one line, or None."""
+    return native.load_library(name, schemas())
+
+
+def schemas() -> dict[str, str]:
+    """Schema of every operator of the package, by name."""
+    return {op.name: op.schema for op in registered()}
 
 
 def registered() -> list[Op]:

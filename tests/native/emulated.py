@@ -72,12 +72,16 @@ def precompile_torch(folder: Path, more: Sequence[str] = ()) -> list[str]:
 
 
 def compile_emulated(sources: Sequence[Path], library: Path, csrc: Path = CSRC, more: Sequence[str] = ()) -> None:
-    """A library of the operators of these .cu files, for native.load_library("emulated")."""
+    """A library of the operators of these .cu files, for ops._contract.load_library("emulated")."""
     import torch
+
+    from tools.write_schemas import source
 
     command = [str(compiler()), *flags(csrc), *_operator_flags(), *more, "-x", "c++"]
     link = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
-    inputs = [str(source) for source in (*sources, csrc / "emulation/exports.cpp")]
+    says = library.with_suffix(".schemas.cpp")
+    says.write_text(source())
+    inputs = [str(path) for path in (*sources, csrc / "emulation/exports.cpp", says)]
     subprocess.run([*command, "-shared", *inputs, "-o", str(library), *link], check=True)
 
 

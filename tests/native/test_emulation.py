@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from taskarith_fast import native, ops
+from taskarith_fast.ops._contract import load_library, schemas
 from tests.native.emulated import CSRC, compile_emulated, compiler, flags, missing_tools, race_detector, toolkit
 from tests.ops.cases import all_cases
 
@@ -140,7 +141,7 @@ def test_nvcc_takes_the_same_kernels(tmp_path):
 
 
 def _emulated_library():
-    reason = native.load_library("emulated")
+    reason = load_library("emulated")
     if reason:
         pytest.skip(reason)
     return ctypes.CDLL(str(native.LIBRARY_DIR / "libtaskarith_emulated.so"))
@@ -169,6 +170,8 @@ def test_the_cuda_library_loads_without_a_gpu():
     path = native.LIBRARY_DIR / "libtaskarith_cuda.so"
     if not path.exists():
         pytest.skip("libtaskarith_cuda.so was not built")
+    if reason := native.stale(path, schemas()):
+        pytest.skip(reason)
     torch.ops.load_library(str(path))
     for case in KERNELS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"taskarith::{case.op.name}", "CUDA"), case.op.name

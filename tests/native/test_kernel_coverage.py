@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from taskarith_fast import native
+from taskarith_fast.ops._contract import load_library
 from tests.native.emulated import CSRC
 from tests.ops.run_kernels import run
 from tools.ptxas_report import LIBRARY, bare_name, cuobjdump, usages
@@ -19,7 +20,7 @@ KERNEL = re.compile(r"\w+_kernel(<[^{}:]*>)?")
 @pytest.fixture(scope="module")
 def emulated():
     """The library of emulated operators, and its kernels: place in the file -> name."""
-    reason = native.load_library("emulated")
+    reason = load_library("emulated")
     if reason or shutil.which("nm") is None:
         pytest.skip(reason or "no nm")
     path = native.LIBRARY_DIR / "libtaskarith_emulated.so"
