@@ -22,9 +22,10 @@ from torch.overrides import TorchFunctionMode
 
 from taskarith_fast.capture.borrow import evaluated, recomputed_blocks, substituted
 from taskarith_fast.capture.embeddings import Stage, find_stages
+from taskarith_fast.capture.places import Places, tensors_in
 from taskarith_fast.capture.relative import RelativeBias, find_relative_biases
 from taskarith_fast.capture.told import Told, together, told
-from taskarith_fast.capture.uses import RULES, Use, use_of_linear
+from taskarith_fast.capture.uses import RULES, Use, use_of_linear, values_of
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.inputs import Inputs, call, count
 from taskarith_fast.models.fast import fast_linear
@@ -88,8 +89,7 @@ class Capture:
 
     def __init__(self, model: nn.Module, observer: Observer, tensors: dict[str, Tensor], whole_batch: bool) -> None:
         self._model, self._observer, self._whole_batch = model, observer, whole_batch
-        # By memory, not by identity: a layer may use a view of its whole weight, such as weight.flatten(1).
-        self._names = {_place(tensor): name for name, tensor in tensors.items() if tensor.numel()}
+        self._places = Places(tensors)
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self._stages = list(find_stages(model, lambda name: name in tensors))
         self._biases = list(find_relative_biases(model, lambda name: name in tensors))
@@ -106,7 +106,7 @@ class Capture:
         """Run the model on images, shape [B, 3, H, W], or on texts.
 
         Raises:
-            ArgumentError: If a layer does not have the batch first, or a parameter is used in no way that is known.
+            ArgumentError: If a layer does not have the batch first, or a parameter is used in a way that is not known.
         """
         self._batch = count(images)
         self._uses.clear()
@@ -116,7 +116,7 @@ class Capture:
                 output = call(self._model, images)
         finally:
             self._counting = False
-        missing = [name for name in self._names.values() if name not in self._uses]
+        missing = [name for name in self._places.names if name not in self._uses]
         if missing:
             raise ArgumentError(
                 f"{missing[0]}: no rule gives its per-sample gradient, or the model does not use it "
@@ -158,8 +158,14 @@ class Capture:
         """Put the identity behind an output of which a parameter is observed."""
         if use is None or self._paused or not torch.is_grad_enabled():
             return y
-        found = [(self._name(tensor), role) for tensor, role in use.roles]
-        roles = [(name, role) for name, role in found if name is not None and name not in self._elsewhere]
+        self._refuse(use.x, "as an input")
+        roles = []
+        for tensor, role in use.roles:
+            name = None if tensor is None else self._places.whole(tensor)
+            if name is not None and name not in self._elsewhere:
+                roles.append((name, role))
+            elif name is None and tensor is not None:
+                self._refuse(tensor, "in part")
         if not roles:
             return y
         if use.x.shape[:1] != (self._batch,):
@@ -169,6 +175,25 @@ class Capture:
             )
         self._count(name for name, _ in roles)
         return _Tap.apply(y, self._root, use.x.detach(), functools.partial(self._tell, roles, use))
+
+    def refuse_unknown(self, func: Any, arguments: tuple[Any, ...], use: Use | None, y: Any) -> None:
+        """Refuse a function that computes with a parameter as no rule says: what is told would be a part of the sum."""
+        if self._paused or not torch.is_grad_enabled():
+            return
+        known = {self._places.owner(tensor) for tensor, _ in use.roles if tensor is not None} if use else set()
+        for tensor in tensors_in(values_of(func, arguments)):
+            name = self._places.owner(tensor)
+            # A view is no use yet.
+            if name not in known and any(self._places.owner(result) != name for result in tensors_in(y)):
+                self._refuse(tensor, f"in {getattr(func, '__name__', func)}")
+
+    def _refuse(self, tensor: Tensor, where: str) -> None:
+        """Refuse a tensor that is, or is a piece of, an observed parameter."""
+        name = self._places.owner(tensor)
+        if name is not None and name not in self._elsewhere:
+            raise ArgumentError(
+                f"{name}: no rule gives its per-sample gradient where it is used {where}; leave it out of names"
+            )
 
     def _tell(self, roles: list[tuple[str, str]], use: Use, x: Tensor, grad_y: Tensor) -> None:
         if use.prepare is not None:
@@ -216,10 +241,6 @@ class Capture:
             self._take(bias.name, told("looked up", ids.expand(len(grad), -1), grad_y))
 
         return args, kwargs | {"position_bias": _Tap.apply(values, self._root, None, tell)}
-
-    def _name(self, tensor: Tensor | None) -> str | None:
-        # A transposed or cut weight begins at the same place, but is not the parameter.
-        return self._names.get(_place(tensor)) if tensor is not None and tensor.is_contiguous() else None
 
     def _around(self, compute: Compute, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # The layer is seen here; the functions it is made of would be seen a second time.
@@ -273,9 +294,12 @@ class _Functions(TorchFunctionMode):
         self._capture = capture
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        y = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        y = func(*args, **kwargs)
         rule: Callable[..., Use | None] | None = RULES.get(func)
-        return y if rule is None else self._capture.see(y, rule(*args, **(kwargs or {})))
+        use = None if rule is None else rule(*args, **kwargs)
+        self._capture.refuse_unknown(func, (*args, *kwargs.values()), use, y)
+        return self._capture.see(y, use)
 
 
 class _Tap(torch.autograd.Function):
@@ -291,7 +315,3 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> Any:  # type: ignore[override]
         ctx.tell(ctx.saved_tensors[0], grad_y)
         return grad_y, None, None, None
-
-
-def _place(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.numel()

@@ -117,7 +117,10 @@ def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 
 
 
 def _matmul(input: Tensor, other: Tensor) -> Use | None:
-    return Use(input, ((other, "transposed"),)) if other.dim() == 2 else None
+    if other.dim() != 2:
+        return None
+    # x @ weight.t() is a dense layer.
+    return Use(input, ((other, "transposed"),)) if other.is_contiguous() else Use(input, ((other.t(), "dense"),))
 
 
 def _pair(value: Any) -> tuple[Any, ...]:
@@ -137,3 +140,14 @@ RULES: dict[Any, Callable[..., Use | None]] = {
     Tensor.matmul: _matmul,
 }
 """What torch function uses its parameters how; the arguments are the function's own."""
+
+_BY_SHAPE = frozenset({"empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"})
+_BY_SHAPE_OF_SECOND = frozenset({"expand_as", "reshape_as", "to", "type_as", "view_as"})
+
+
+def values_of(func: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Those arguments of a torch function whose values count, not only their shape, type or device."""
+    name = getattr(func, "__name__", "")
+    if name in _BY_SHAPE or name.startswith("new_"):
+        return ()
+    return arguments[:1] if name in _BY_SHAPE_OF_SECOND else arguments

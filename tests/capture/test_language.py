@@ -74,6 +74,7 @@ class _Twice(nn.Module):
         (lambda x, w, s: nn.functional.linear(x @ w, w).tanh() * s, ["weight", "scale"]),
         (lambda x, w, s: nn.functional.linear((nn.functional.linear(x, w) * s).tanh(), w), ["weight", "scale"]),
         (lambda x, w, s: ((x * s).tanh() * s).tanh() * s, ["weight", "scale"]),
+        (lambda x, w, s: (x * s).tanh() @ w.t(), ["weight", "scale"]),
     ],
 )
 def test_the_gradients_of_several_uses_are_added(use, names):
@@ -81,6 +82,20 @@ def test_the_gradients_of_several_uses_are_added(use, names):
     model, batch = _Twice(use), {"input_ids": torch.randint(4, (3, 5))}
     observed, truth = _observed(model, batch, names=names), _squares(model, batch)
     assert_close({n: observed[n] for n in names}, {n: truth[n] for n in names}, 2e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_table_that_is_multiplied_by_in_an_unknown_way_is_refused_or_left_out(frozen):
+    """Tied embeddings, whose gradient at the head would be lost; a frozen table takes no part."""
+    model = _Twice(lambda x, w, s: torch.einsum("bsd,vd->bsv", x * s, w))
+    batch = {"input_ids": torch.randint(4, (3, 5))}
+    if not frozen:
+        with pytest.raises(
+            ArgumentError, match=r"weight: no rule gives .* where it is used in einsum; leave it out of"
+        ):
+            _observed(model, batch)
+    observed, truth = _observed(model, batch, names=["scale"]), _squares(model, batch)
+    assert_close({"scale": observed["scale"]}, {"scale": truth["scale"]}, 2e-5)
 
 
 def test_uses_that_do_not_add_up_are_refused():

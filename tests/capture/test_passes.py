@@ -167,8 +167,7 @@ class _Odd(nn.Module):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda x, w: torch.einsum("bk,ok->bo", x, w), "weight: no rule gives its per-sample gradient"),
-        (lambda x, w: x @ w.t(), "weight: no rule gives its per-sample gradient"),
+        (lambda x, w: torch.einsum("bk,ok->bo", x, w), "weight: no rule gives .* where it is used in einsum; leave it"),
         (lambda x, w: x, "weight: no rule gives its per-sample gradient, or the model does not use it"),
         (lambda x, w: (x[None] @ w)[0], "weight: its input must have the batch of 3 first, got"),
     ],
@@ -179,6 +178,50 @@ def test_what_cannot_be_observed_is_named(use, message):
     with pytest.raises(ArgumentError, match=message):
         _observed(model, _images(model))
     assert _observed(model, _images(model), names=["first.weight"])["first.weight"].any()
+
+
+_LINEAR = torch.nn.functional.linear
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda x, w: _LINEAR(x, w) + torch.einsum("bk,ok->bo", x, w), "used in einsum"),
+        (lambda x, w: _LINEAR(x, w) + _LINEAR(x, w * 2), "used in mul"),
+        (lambda x, w: _LINEAR(x, w) + _LINEAR(x, w.flip(0)), "used in flip"),
+        (lambda x, w: _LINEAR(x, w) + _LINEAR(x, w.t()), "used in part"),
+        (lambda x, w: _LINEAR(x, w) + _LINEAR(x, w[:1]), "used in part"),
+        (lambda x, w: _LINEAR(x, w) + torch.stack([w, w]).sum(), "used in stack"),
+        (lambda x, w: _LINEAR(x, w) + _LINEAR(w[1:], w.detach()), "used as an input"),
+    ],
+)
+def test_a_parameter_that_is_seen_in_one_of_its_uses_only_is_refused(use, message):
+    """Its gradient would be a part of the whole, silently."""
+    model = _Odd(use)
+    model.image_size = 8
+    with pytest.raises(ArgumentError, match=f"^weight: no rule gives its per-sample gradient where it is {message}"):
+        _observed(model, _images(model))
+    observed = _observed(model, _images(model), names=["first.weight"])
+    assert_close({"first.weight": observed["first.weight"]}, {"first.weight": _truth(model)["first.weight"]})
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, w: x @ w.t() + torch.matmul(x, w),
+        lambda x, w: _LINEAR(x, w) + x.matmul(w.T),
+        lambda x, w: _LINEAR(x.to(w), w.view(4, 4)) + torch.zeros_like(w)[0] + w.new_ones(4),
+        lambda x, w: _LINEAR(x, w) if w.shape[0] == 4 and w.dtype == torch.float32 else x,
+    ],
+)
+def test_views_transposes_and_shapes_are_no_uses_of_their_own(use):
+    model = _Odd(use)
+    model.image_size = 8
+    assert_close(_observed(model, _images(model)), _truth(model))
+
+
+def _truth(model):
+    return squares(model, _images(model), _value)
 
 
 def test_an_unknown_name_is_refused():
