@@ -3,6 +3,9 @@
 One table names them all; `prepare` lets exactly what a recipe names have gradients. Whatever else has none, no
 decay and no optimizer state, and ends bit-identical. "linearized+" before a recipe trains the same, of the encoder
 linearized at its pre-trained weights; "linearized" alone trains every tensor so (Ortiz-Jimenez 2023).
+
+Every recipe is trained by AdamW. LoTA's own code trains its masked weights by RMSprop; AdamW is what it is given in
+TaLoS's comparisons.
 """
 
 from __future__ import annotations
