@@ -1,6 +1,11 @@
 """`taskarith finetune`: recipes, the memory plan, resuming, adapters."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +98,54 @@ def test_a_stopped_run_goes_on_from_the_checkpoint_beside_its_output(folder, mon
     assert "out.safetensors.resume" not in _names(folder)
     whole, resumed = ta.load_state_dict("whole.safetensors"), ta.load_state_dict("out.safetensors")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+_KILLED = """
+import os, signal, sys
+from taskarith_fast.cli import app
+from taskarith_fast.loops.files import EncoderChoice
+from taskarith_fast.progress import Stage
+from tests.loops.tiny import vit
+
+EncoderChoice.load = lambda self: vit()
+left, advance = int(sys.argv[1]), Stage.advance
+
+def kill(self, count=1, note=None):
+    global left
+    left -= count == 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    advance(self, count, note)
+
+Stage.advance = kill
+app(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["linearized", "linearized+qkvo", "linearized+lora"])
+def test_a_command_killed_twice_ends_with_the_bytes_of_one_that_was_not(recipe, folder):
+    words = [
+        *SHORT,
+        "--task",
+        "digits.npz",
+        "--head",
+        "head.safetensors",
+        "--recipe",
+        recipe,
+        "--checkpoint-every",
+        "1",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for name, kills in (("whole", [99]), ("killed", [3, 2, 99])):
+        for steps in kills:
+            command = [sys.executable, "-c", _KILLED, str(steps), "finetune", *words, "-o", f"{name}.safetensors"]
+            done = subprocess.run(command, env=environment, text=True, capture_output=True)
+            assert done.returncode == (0 if steps == 99 else -signal.SIGKILL), done.stderr
+            assert (f"{name}.safetensors" in _names(folder)) == (steps == 99)
+            assert (f"{name}.safetensors.resume" in _names(folder)) == (steps != 99)
+    whole, killed = ta.load_state_dict("whole.safetensors"), ta.load_state_dict("killed.safetensors")
+    assert whole.keys() == killed.keys() and all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
 def test_without_checkpoints_none_is_written(folder, monkeypatch):
