@@ -10,6 +10,8 @@ namespace taskarith {
 
 constexpr int64_t kSelectionStrip = 1024;  // entries at once
 constexpr int64_t kGatherStrip = 128;      // scattered ones: their cache lines stay in the first level
+constexpr int64_t kCloseStrip = 32;        // those whose cache lines are read in order first
+constexpr int64_t kDenseStrip = 64;        // those that lie in nearly every cache line
 
 // Up to kSelectionStrip selected entries of one block: element `begin` + i, or + index[i] where there is an index.
 struct Strip {
@@ -17,12 +19,24 @@ struct Strip {
   const uint16_t* index;
   int64_t position;  // of the first one among all selected entries
   int64_t n;
+  bool close = false;  // whether read_lines pays
 };
 
 template <class F>
 void for_contiguous_strips(int64_t begin, int64_t position, int64_t length, const F& f) {
   for (int64_t i = 0; i < length; i += kSelectionStrip)
     f(Strip{begin + i, nullptr, position + i, std::min(kSelectionStrip, length - i)});
+}
+
+// The next of `left` scattered entries. Short strips keep the streams of several tensors in step. Where many cache
+// lines, but not nearly all, hold an entry, a gather has gaps that hide the stream from the processor, which then does
+// not read ahead. Bounds and lengths are measured: at one entry in ten, a step takes 0.6 of the time of long strips
+// with gaps.
+inline Strip scattered_strip(int64_t begin, const uint16_t* index, int64_t position, int64_t left) {
+  const int64_t n = std::min(kDenseStrip, left), stretch = index[n - 1] - index[0];
+  if (stretch <= 7 * n) return {begin, index, position, n};
+  if (stretch <= 40 * n) return {begin, index, position, std::min(kCloseStrip, left), true};
+  return {begin, index, position, std::min(kGatherStrip, left)};
 }
 
 // f(strip) for the selected entries of one block, in ascending order.
@@ -40,8 +54,11 @@ void for_selected_strips(const Selection& x, int64_t block, const F& f) {
     }
     return;
   }
-  for (; position < to[0]; position += kGatherStrip)
-    f(Strip{begin, x.items + position, position, std::min(kGatherStrip, to[0] - position)});
+  while (position < to[0]) {
+    const Strip s = scattered_strip(begin, x.items + position, position, to[0] - position);
+    f(s);
+    position += s.n;
+  }
 }
 
 struct StripBuffer {
@@ -50,6 +67,15 @@ struct StripBuffer {
 };
 
 namespace {
+
+// Every cache line from the first to the last entry of a close strip, in order.
+inline void read_lines(const void* data, ScalarType type, const Strip& s) {
+  if (!s.close) return;
+  const int64_t size = type == ScalarType::Float ? 4 : 2;
+  const char* block = static_cast<const char*>(data) + s.begin * size;
+  const volatile char *x = block + s.index[0] * size, *end = block + s.index[s.n - 1] * size;
+  for (; x < end; x += 64) static_cast<void>(*x);
+}
 
 // Plain loads: out of order, they keep more cache misses in flight than gather instructions or prefetches do. For the
 // same reason no __restrict: the compiler would pack the values into vectors, and fewer loads would be under way.

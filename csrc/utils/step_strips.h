@@ -15,6 +15,8 @@ struct StepBuffers {
 // update(position, n, p, g) changes n parameters p in place, given their gradients g.
 template <class F>
 void step_strip(const StepTensor& x, int64_t step, const Strip& s, StepBuffers& buffers, const F& update) {
+  if (!x.compact_grad) read_lines(x.grad, x.grad_type, s);
+  read_lines(x.param, x.param_type, s);
   const float* g = x.compact_grad ? load_block(x.grad, x.grad_type, s.position, s.n, buffers.grad.values)
                                   : load_selected(x.grad, x.grad_type, s, buffers.grad);
   float* p =

@@ -55,6 +55,30 @@ def test_rounding_at_random_is_the_same_in_the_kernel_and_the_reference(backend,
     assert differ <= 0.001 * sum(p.numel() for p in ours.params)  # where a float32 rounding crosses the random number
 
 
+@KERNELS
+@pytest.mark.parametrize("masters", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.3, 0.7])
+def test_entries_close_together_get_the_bits_of_entries_far_apart(backend, dtype, density, masters):
+    """What is read together, and in which order, depends on how close the entries are."""
+    g = torch.Generator().manual_seed(3)
+    size, far = 70_001, 40
+    near = torch.rand(size, generator=g) < density
+    state = torch.rand(3, int(near.sum()), generator=g)
+    values = torch.randn(2, size, generator=g).to(dtype)
+    results = []
+    for spread in (1, far):
+        mask = torch.zeros(size, spread, dtype=torch.bool)
+        mask[:, 0] = near
+        param, grad = (x[:, None].repeat(1, spread).contiguous() for x in values)
+        lists = [[param], [grad], [state[0].clone()], [state[1].clone()], [Selection.of(mask)]]
+        master = [state[2].clone()] if masters else []
+        sparse_adamw_step_(*lists, lr=1e-2, step=5, masters=master, backend=backend)
+        assert torch.equal(param[~mask], values[0][:, None].expand(size, spread)[~mask])
+        results.append([param[mask], lists[2][0], lists[3][0], *master])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @NATIVE
 @LOW
 def test_rounding_at_random_does_not_depend_on_the_number_of_threads(dtype):

@@ -25,8 +25,10 @@ Tensor selected_square_sums_cpu(TensorList tensors, TensorList items, TensorList
   std::vector<double> sums(blocks.size(), 0.0);
   run_queue<StripBuffer>(static_cast<int64_t>(blocks.size()), [&](StripBuffer& buffer, int64_t j) {
     const auto& [data, type] = views[blocks[j].tensor];
-    for_selected_strips(x[blocks[j].tensor], blocks[j].begin / kSelectionBlock,
-                        [&](const Strip& s) { sums[j] += square_sum(load_selected(data, type, s, buffer), s.n); });
+    for_selected_strips(x[blocks[j].tensor], blocks[j].begin / kSelectionBlock, [&](const Strip& s) {
+      read_lines(data, type, s);
+      sums[j] += square_sum(load_selected(data, type, s, buffer), s.n);
+    });
   });
   Tensor out = torch::stable::empty({static_cast<int64_t>(tensors.size())}, ScalarType::Double);
   double* totals = out.mutable_data_ptr<double>();
