@@ -66,6 +66,13 @@ CASES = [
         bars={"torch fused AdamW, dense": 1.7, "masked recipe": 8},
     ),
     Case(
+        "sparse_adamw_step_/vit_b32_random_0.3",
+        "sparse_adamw_step_",
+        lambda: sparse_cases.adamw_step(0.3),
+        bars={"torch fused AdamW, dense": 1},
+    ),
+    Case("sparse_adamw_step_/vit_b32_random_0.5", "sparse_adamw_step_", lambda: sparse_cases.adamw_step(0.5)),
+    Case(
         "sparse_adamw_step_/vit_b32_random_0.01",
         "sparse_adamw_step_",
         lambda: sparse_cases.adamw_step(0.01),
