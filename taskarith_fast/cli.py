@@ -352,12 +352,12 @@ def reproduce(
     name: Annotated[str, typer.Argument(help="A table or figure that --list shows: talos/table1.", show_default=False)] = "",
     out: Annotated[Path, typer.Option(help="Folder of pages; finished stages in it are reused, by other entries too.")] = Path("reproduce"),
     data: Annotated[Path | None, typer.Option(help="Folder with the papers' eight datasets: run the paper's own protocol. Without it, the same on the shipped tasks.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Another encoder than the paper's, or than the shipped one.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Another encoder than the paper's, or than the shipped one; several with commas between, for entries that compare encoders.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Four tasks, few images, coarse grids.")] = False,
     seeds: Annotated[int, typer.Option(help="Seeds of fine-tuning to average over.", min=1)] = 1,
     device: Device = "auto",
     threads: Threads = 0,
-    show: Annotated[bool, typer.Option("--list", help="Show every table and figure, and which have no recipe.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Show every table and figure.")] = False,
 ) -> None:  # fmt: skip
     """Reproduce a table or figure of the papers: published numbers beside ours, and whether the claim holds here."""
     from taskarith_fast.loops.reproduce.run import entry_lines

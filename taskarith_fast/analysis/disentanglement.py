@@ -31,8 +31,15 @@ class Disentanglement:
     """Scales l1 of the first task vector, float64 [n1]: the first axis of the grids."""
     scales_2: np.ndarray
     """Scales l2 of the second task vector, float64 [n2]: the second axis."""
-    by_task: np.ndarray
-    """The two terms of the sum, float64 [2, n1, n2]."""
+    distance_1: np.ndarray
+    """d for each image of the first task, [n1, n2, N_1]: bool for predictions, float32 for representations."""
+    distance_2: np.ndarray
+    """The same for the second task, [n1, n2, N_2]."""
+
+    @property
+    def by_task(self) -> np.ndarray:
+        """The two terms of the sum, float64 [2, n1, n2]."""
+        return np.stack([d.mean(-1, dtype=np.float64) for d in (self.distance_1, self.distance_2)])
 
     @property
     def error(self) -> np.ndarray:
@@ -77,23 +84,25 @@ def disentanglement_error(
             return predictions(edits, point, task)
         return edits.features(point, task)
 
-    apart = _prediction_distance if distance == "prediction" else symmetric_kl
-    errors = np.zeros((2, len(grids[0]), len(grids[1])))
-    total = errors.size + sum(len(grid) for grid in grids)
+    apart = torch.ne if distance == "prediction" else _representation_distance
+    n1, n2 = (len(grid) for grid in grids)
+    found: list[list[Tensor]] = [[], []]
+    total = 2 * n1 * n2 + n1 + n2
     with progress.stage("disentanglement", total) as bar:
         alone = [[answer(l1, 0.0, tasks[0]) for l1 in grids[0]], [answer(0.0, l2, tasks[1]) for l2 in grids[1]]]
         for i, l1 in enumerate(grids[0]):
             for j, l2 in enumerate(grids[1]):
-                errors[0, i, j] = apart(alone[0][i], answer(l1, l2, tasks[0]))
-                errors[1, i, j] = apart(alone[1][j], answer(l1, l2, tasks[1]))
-    return Disentanglement(grids[0], grids[1], errors)
+                found[0].append(apart(alone[0][i], answer(l1, l2, tasks[0])))
+                found[1].append(apart(alone[1][j], answer(l1, l2, tasks[1])))
+    first, second = (torch.stack(images).unflatten(0, (n1, n2)).cpu().numpy() for images in found)
+    return Disentanglement(grids[0], grids[1], first, second)
 
 
-def symmetric_kl(p: Tensor, q: Tensor) -> float:
-    """Mean over N rows of (KL(p||q) + KL(q||p)) / 2 of the softmaxes of features [N, D], in float64."""
+def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
+    """(KL(p||q) + KL(q||p)) / 2 of the softmaxes of features [N, D], row by row, float64 [N]."""
     log_p, log_q = (torch.log_softmax(x.double(), dim=-1) for x in (p, q))
-    return float(((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()) / 2
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1) / 2
 
 
-def _prediction_distance(a: Tensor, b: Tensor) -> float:
-    return int((a != b).sum()) / len(a)
+def _representation_distance(p: Tensor, q: Tensor) -> Tensor:
+    return symmetric_kl(p, q).float()

@@ -50,10 +50,20 @@ def predictions(edits: Edits, point: Sequence[float], task: str) -> Tensor:
     return edits.logits(point, task).argmax(dim=-1)
 
 
+def right(edits: Edits, point: Sequence[float], task: str) -> np.ndarray:
+    """Which of one task's images are classified correctly at a point, bool [N]."""
+    return (predictions(edits, point, task) == edits.labels(task)).cpu().numpy()
+
+
 def accuracy(edits: Edits, point: Sequence[float], task: str) -> float:
     """Share of one task's images that are classified correctly at a point."""
-    correct = predictions(edits, point, task) == edits.labels(task)
-    return int(correct.sum()) / len(correct)
+    return float(right(edits, point, task).mean())
+
+
+def mean_by_task(values: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Means [..., V] of values [..., N] of the images of V tasks, N_v of each, one task's after the other's."""
+    parts = np.split(values, np.cumsum(images)[:-1], axis=-1)
+    return np.stack([part.mean(-1) for part in parts], axis=-1)
 
 
 def single(vectors: int, index: int, scale: float = 1.0) -> Point:

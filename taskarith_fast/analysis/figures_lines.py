@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter
 from taskarith_fast.analysis.figures_theme import COLOURS, MARKERS, axes_of, theme
 
 Arrays = Mapping[str, np.ndarray]
+_NORMALIZED = "accuracy (% of the tasks' own\nmodels'), mean over tasks"
 
 
 def lambda_figure(arrays: Arrays) -> Figure:
@@ -31,8 +32,20 @@ def normalized_lambda_figure(arrays: Arrays) -> Figure:
     figure, axes = axes_of()
     axes.plot(arrays["scales"], 100 * arrays["normalized"], color=COLOURS[0], marker="o", markersize=4)
     axes.set_xlabel("scale")
-    axes.set_ylabel("accuracy (% of the tasks' own\nmodels'), mean over tasks")
+    axes.set_ylabel(_NORMALIZED)
     axes.grid(linewidth=0.7)
+    return figure
+
+
+def compared_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str) -> Figure:
+    """Several curves of normalised accuracy, name -> places and values, in one pair of axes."""
+    figure, axes = axes_of()
+    for c, (name, (x, y)) in enumerate(curves.items()):
+        axes.plot(x, 100 * y, color=_colour(c), marker=_marker(c), markersize=4.5, label=name)
+    axes.set_xlabel(label)
+    axes.set_ylabel(_NORMALIZED)
+    axes.grid(linewidth=0.7)
+    axes.legend(fontsize=8.5)
     return figure
 
 

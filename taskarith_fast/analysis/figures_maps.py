@@ -66,8 +66,16 @@ def table(
 
 def cosine_map_figure(arrays: Arrays) -> Figure:
     """Cosines between task vectors."""
-    names = arrays["models"].tolist()
-    return table(arrays["cosine"], names, names, "cosine between task vectors", middle=0.0)
+    return cosine_table(arrays["cosine"], arrays["models"].tolist())
+
+
+def cosine_table(cosine: np.ndarray, names: Sequence[str]) -> Figure:
+    """Cosines between task vectors; the diagonal is 1 by definition and left out."""
+    values = np.where(np.eye(len(names), dtype=bool), np.nan, cosine)
+    signed = bool(np.nanmin(values, initial=0.0) < -0.1 * np.nanmax(np.abs(values), initial=0.0))
+    top = max(float(np.nanmax(values, initial=0.0)), 1e-3)
+    bounds: Any = {"middle": 0.0} if signed else {"low": 0.0, "high": top}
+    return table(values, names, names, "cosine between task vectors", **bounds)
 
 
 def ratio_map(arrays: Arrays) -> Figure:

@@ -24,9 +24,14 @@ class Landscape:
     """Mean cross entropy of each task in nats, [X, Y, V]; the papers show the sum over the tasks."""
 
 
+def losses(edits: Edits, point: Point, task: str) -> np.ndarray:
+    """Cross entropy of each image of one task at a point, in nats, float64 [N]."""
+    return F.cross_entropy(edits.logits(point, task).double(), edits.labels(task), reduction="none").cpu().numpy()
+
+
 def loss(edits: Edits, point: Point, task: str) -> float:
-    """Mean cross entropy of one task at a point, in nats, in float64."""
-    return float(F.cross_entropy(edits.logits(point, task).double(), edits.labels(task)))
+    """Mean cross entropy of one task at a point, in nats."""
+    return float(losses(edits, point, task).mean())
 
 
 def landscape(

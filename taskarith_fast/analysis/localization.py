@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taskarith_fast.analysis.edits import Edits, accuracy, images_of, single
+from taskarith_fast.analysis.edits import Edits, images_of, mean_by_task, right, single
 from taskarith_fast.progress import SILENT, Progress
 
 
@@ -20,12 +20,22 @@ from taskarith_fast.progress import SILENT, Progress
 class AccuracyRatios:
     """Accuracies of R changed models on V tasks, and of the model before."""
 
-    accuracy: np.ndarray
-    """Shape [R, V], float64."""
-    before: np.ndarray
-    """Shape [V]."""
+    correct: np.ndarray
+    """Which images a changed model has right, task after task, bool [R, sum N_v]."""
+    correct_before: np.ndarray
+    """Which the model before has, bool [sum N_v]."""
     images: np.ndarray
-    """Images of each task, int64 [V]: the denominators."""
+    """Images of each task N_v, int64 [V]: the denominators."""
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Shape [R, V], float64."""
+        return mean_by_task(self.correct, self.images)
+
+    @property
+    def before(self) -> np.ndarray:
+        """Shape [V]."""
+        return mean_by_task(self.correct_before, self.images)
 
     @property
     def ratio(self) -> np.ndarray:
@@ -42,10 +52,12 @@ def localization(edits: Edits, *, scale: float = 1.0, progress: Progress = SILEN
         progress: Shows a bar.
     """
     points = [(0.0,) * edits.vectors, *(single(edits.vectors, t, scale) for t in range(edits.vectors))]
-    found = np.zeros((len(points), len(edits.tasks)))
-    with progress.stage("localization", found.size) as bar:
-        for i, point in enumerate(points):
-            for v, task in enumerate(edits.tasks):
-                found[i, v] = accuracy(edits, point, task)
+    found = []
+    with progress.stage("localization", len(points) * len(edits.tasks)) as bar:
+        for point in points:
+            answers = []
+            for task in edits.tasks:
+                answers.append(right(edits, point, task))
                 bar.advance()
-    return AccuracyRatios(found[1:], found[0], images_of(edits))
+            found.append(np.concatenate(answers))
+    return AccuracyRatios(np.stack(found[1:]), found[0], images_of(edits))

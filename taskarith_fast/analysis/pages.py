@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import jinja2
+
+
+def inline(image: bytes) -> str:
+    """The address of a PNG that is part of the page."""
+    return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
 def render(template: str, **words: Any) -> str:

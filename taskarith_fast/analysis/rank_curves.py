@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taskarith_fast.analysis.edits import check_grid
+from taskarith_fast.analysis.edits import check_grid, mean_by_task
 from taskarith_fast.errors import ArgumentError, check_choice
 from taskarith_fast.progress import SILENT, Progress
 
 ORIGINS = ("average", "base")
 ORDERS = ("largest", "smallest")
 
-Judge = Callable[[str, str, float], Sequence[float]]
-"""(origin, order, rank ratio) -> accuracies on V tasks."""
+Judge = Callable[[str, str, float], Sequence[np.ndarray]]
+"""(origin, order, rank ratio) -> which images are right, bool [N_v], of V tasks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +32,15 @@ class RankCurves:
     """Names, [D]."""
     rank_ratio: np.ndarray
     """Rank over full rank, float64 [R], ascending; 0 keeps nothing, which is the origin."""
-    accuracy: np.ndarray
-    """Shape [O, D, R, V]."""
+    correct: np.ndarray
+    """Which images are right, task after task, bool [O, D, R, sum N_v]."""
     images: np.ndarray
     """Images of each task, int64 [V]."""
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Shape [O, D, R, V]."""
+        return mean_by_task(self.correct, self.images)
 
     @property
     def mean(self) -> np.ndarray:
@@ -56,7 +61,7 @@ def rank_curves(
 
     Args:
         judge: Evaluates one model, or one a task.
-        images: Images of each task, V numbers.
+        images: N_v, the images of each task.
         rank_ratios: Ranks over full rank, in [0, 1].
         origins: Among "average" and "base".
         orders: Among "largest" and "smallest".
@@ -66,13 +71,13 @@ def rank_curves(
         ArgumentError: If an argument is out of its domain.
     """
     grid = check_rank_arguments(rank_ratios, origins, orders)
-    found = np.zeros((len(origins), len(orders), len(grid), len(images)))
+    found = np.zeros((len(origins), len(orders), len(grid), sum(images)), dtype=bool)
     with progress.stage("ranks", found[..., 0].size) as bar:
         for o, origin in enumerate(origins):
             for d, order in enumerate(orders):
                 for r, ratio in enumerate(grid.tolist()):
                     again = d > 0 and ratio in (0, 1)
-                    found[o, d, r] = found[o, 0, r] if again else judge(origin, order, ratio)
+                    found[o, d, r] = found[o, 0, r] if again else np.concatenate(judge(origin, order, ratio))
                     bar.advance()
     return RankCurves(np.array(origins), np.array(orders), grid, found, np.array(images, dtype=np.int64))
 

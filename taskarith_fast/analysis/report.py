@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from taskarith_fast.analysis.pages import render
+from taskarith_fast.analysis.figures_theme import Themed
+from taskarith_fast.analysis.pages import inline, render
 from taskarith_fast.analysis.results import Measured, Results, Row, StageTime
 
 _TEMPLATE = "report.html.j2"
@@ -34,12 +34,12 @@ class TimeLine:
     peak_gpu_mb: float | None
 
 
-def render_report(results: Results, figures: Mapping[str, bytes]) -> str:
+def render_report(results: Results, figures: Mapping[str, Themed]) -> str:
     """Render the page.
 
     Args:
         results: What was found.
-        figures: PNG files by name, as `figures.all_figures` makes them; ``tasks`` may be among them.
+        figures: By name, as `figures.all_figures` makes them; ``tasks`` may be among them.
 
     Returns:
         A complete HTML document; images are embedded, nothing is loaded from elsewhere.
@@ -47,7 +47,7 @@ def render_report(results: Results, figures: Mapping[str, bytes]) -> str:
     return render(
         _TEMPLATE,
         results=results,
-        images={name: "data:image/png;base64," + base64.b64encode(data).decode() for name, data in figures.items()},
+        images={name: tuple(map(inline, images)) for name, images in figures.items()},
         sections=[_section(results, recipe) for recipe in results.recipes],
         times=group_times(results.timing),
         percent=_percent,

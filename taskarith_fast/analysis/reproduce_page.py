@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from taskarith_fast.analysis.outcome import Outcome
-from taskarith_fast.analysis.pages import render
+from taskarith_fast.analysis.pages import inline, render
 
 
 def render_reproduction(
@@ -29,7 +28,7 @@ def render_reproduction(
     Returns:
         A complete HTML document; nothing is loaded from elsewhere.
     """
-    images = [(caption, _inline(light), _inline(dark)) for caption, (light, dark) in outcome.figures.items()]
+    images = [(caption, inline(light), inline(dark)) for caption, (light, dark) in outcome.figures.items()]
     return render(
         "reproduce.html.j2",
         name=name,
@@ -45,7 +44,3 @@ def render_reproduction(
         peak_mb=peak_mb,
         facts=json.dumps(facts, indent=1, ensure_ascii=False),
     )
-
-
-def _inline(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode()

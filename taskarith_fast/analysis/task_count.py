@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taskarith_fast.analysis.edits import Edits, accuracy, check_grid, check_one_vector_a_task, images_of
+from taskarith_fast.analysis.edits import Edits, check_grid, check_one_vector_a_task, images_of, mean_by_task, right
 from taskarith_fast.analysis.lambda_curve import normalized, single_task
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.progress import SILENT, Progress, Stage
@@ -26,12 +26,22 @@ class TaskCount:
     """Which tasks a subset has, bool [Z, V]."""
     scale: np.ndarray
     """The scale of each subset's merge, float64 [Z]."""
-    accuracy: np.ndarray
-    """Shape [Z, V]; NaN for tasks outside of the subset."""
-    single: np.ndarray
-    """Accuracy of each task's own model, shape [V]."""
+    correct: np.ndarray
+    """Which images a subset's merge has right, task after task, bool [Z, sum N_v]; False for tasks outside of it."""
+    correct_single: np.ndarray
+    """Which images each task's own model has right, bool [sum N_v]."""
     images: np.ndarray
-    """Images of each task, int64 [V]."""
+    """Images of each task N_v, int64 [V]."""
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Shape [Z, V]; NaN for tasks outside of the subset."""
+        return np.where(self.members, mean_by_task(self.correct, self.images), np.nan)
+
+    @property
+    def single(self) -> np.ndarray:
+        """Accuracy of each task's own model, shape [V]."""
+        return mean_by_task(self.correct_single, self.images)
 
     @property
     def mean(self) -> np.ndarray:
@@ -73,25 +83,36 @@ def task_count(
         raise ArgumentError(f"sizes must be numbers from 1 to {len(tasks)}, got {list(sizes or ())}")
     subsets = [s for size in wanted for s in itertools.combinations(range(len(tasks)), size)]
     answers = sum(len(s) for s in subsets) * (1 + (len(grid) if len(grid) > 1 else 0)) + len(tasks)
-    found = np.full((len(subsets), len(tasks)), np.nan)
     chosen = np.full(len(subsets), grid[0])
     with progress.stage("subsets", answers) as bar:
-        own = single_task(edits, bar)
-        reference = single_task(validation) if validation is not None and len(grid) > 1 else own
+        own = _single_tasks(edits, bar)
+        found = np.zeros((len(subsets), len(own)), dtype=bool)
+        reference = single_task(validation) if validation is not None and len(grid) > 1 else None
         for z, subset in enumerate(subsets):
-            if validation is not None and len(grid) > 1:
-                scores = [normalized(_judge(validation, subset, scale, bar), reference) for scale in grid]
+            if validation is not None and reference is not None:
+                scores = [_score(validation, subset, scale, reference, bar) for scale in grid]
                 chosen[z] = grid[int(np.argmax(scores))]
-            found[z] = _judge(edits, subset, chosen[z], bar)
+            found[z] = np.concatenate(_judge(edits, subset, chosen[z], bar))
     members = np.array([[v in subset for v in range(len(tasks))] for subset in subsets])
     return TaskCount(members, chosen, found, own, images_of(edits))
 
 
-def _judge(edits: Edits, subset: Sequence[int], scale: float, bar: Stage) -> np.ndarray:
-    """Accuracies of one subset's merge on its tasks, NaN elsewhere, shape [V]."""
+def _single_tasks(edits: Edits, bar: Stage) -> np.ndarray:
+    """Which images each task's own model has right, bool [sum N_v]."""
+    return np.concatenate([_judge(edits, [v], 1.0, bar)[v] for v in range(edits.vectors)])
+
+
+def _score(edits: Edits, subset: Sequence[int], scale: float, reference: np.ndarray, bar: Stage) -> float:
+    """Normalised accuracy of one subset's merge, by which its scale is chosen."""
+    judged = _judge(edits, subset, scale, bar)
+    return float(np.mean([judged[v].mean() / reference[v] for v in subset]))
+
+
+def _judge(edits: Edits, subset: Sequence[int], scale: float, bar: Stage) -> list[np.ndarray]:
+    """Which images one subset's merge has right, bool [N_v] of each task; none of those outside of it."""
     point = [scale if t in subset else 0.0 for t in range(edits.vectors)]
-    found = np.full(len(edits.tasks), np.nan)
+    found = [np.zeros(len(edits.labels(task)), dtype=bool) for task in edits.tasks]
     for v in subset:
-        found[v] = accuracy(edits, point, edits.tasks[v])
+        found[v] = right(edits, point, edits.tasks[v])
         bar.advance()
     return found

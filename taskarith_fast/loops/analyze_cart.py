@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from taskarith_fast import data
-from taskarith_fast.analysis.edits import check_grid, single
-from taskarith_fast.analysis.landscape import Landscape, landscape, loss
+from taskarith_fast.analysis.edits import check_grid, mean_by_task, single
+from taskarith_fast.analysis.landscape import Landscape, landscape, loss, losses
 from taskarith_fast.analysis.plane import Plane, combinations, principal_plane
 from taskarith_fast.analysis.rank_curves import ORDERS, ORIGINS, RankCurves, check_rank_arguments, rank_curves
 from taskarith_fast.errors import ArgumentError
@@ -78,13 +78,13 @@ def rank_sweep(
     def spectrum(origin: str) -> CartSpectrum:
         return CartSpectrum(base, finetuned, origin=origin, max_rank_ratio=top, svd=svd, progress=progress)
 
-    def judge(origin: str, order: str, rank_ratio: float) -> list[float]:
+    def judge(origin: str, order: str, rank_ratio: float) -> list[np.ndarray]:
         chosen: dict[str, Any] = {"rank_ratio": rank_ratio, "order": order}
         chosen["scale"] = scale if origin == "average" else base_scale
         if not routed:
-            return [e.accuracy for e in together(spectrum(origin).state(**chosen)).values()]
+            return [e.correct.numpy() for e in together(spectrum(origin).state(**chosen)).values()]
         states = (spectrum(origin).state(task=t, **chosen) for t in range(len(finetuned)))
-        return [evaluators[name](state)[name].accuracy for name, state in zip(splits, states, strict=True)]
+        return [evaluators[name](state)[name].correct.numpy() for name, state in zip(splits, states, strict=True)]
 
     counts = [len(split) for split in splits.values()]
     return rank_curves(judge, counts, rank_ratios=grid.tolist(), origins=origins, orders=orders, progress=progress)
@@ -100,8 +100,12 @@ class CartLandscape:
     """What the plane's first models are: the base, the fine-tuned ones; the ranks follow."""
     rank_ratio: np.ndarray
     """Ranks over full rank, [R]; rank 0 and full rank are both the average."""
+    rank_losses: np.ndarray
+    """Loss of CART's models themselves, not at their places on the plane, on each image, task by task, [R, sum N_v]."""
     rank_loss: np.ndarray
-    """Loss of CART's models themselves, which need not lie on the plane, [R, V]."""
+    """Its means, [R, V]."""
+    images: np.ndarray
+    """Images of each task N_v, int64 [V]."""
     scale: np.ndarray
     """Scales of task arithmetic, [S]."""
     scale_coordinates: np.ndarray
@@ -165,14 +169,17 @@ def cart_landscape(
     sums = EncoderEdits(encoder, base, finetuned, splits, heads, **options)
     listed = StateEdits(encoder, ranks, splits, heads, **options)
     with progress.stage("ways", len(ways) + len(ranks)) as bar:
-        scale_loss, rank_loss = [], []
+        scale_loss, rank_losses = [], []
         for way in ways:
             scale_loss.append([loss(sums, (way,) * len(finetuned), task) for task in splits])
             bar.advance()
         for r in range(len(ranks)):
-            rank_loss.append([loss(listed, single(len(ranks), r), task) for task in splits])
+            point = single(len(ranks), r)
+            rank_losses.append(np.concatenate([losses(listed, point, task) for task in splits]))
             bar.advance()
     names = ("base", *(f"finetuned {t + 1}" for t in range(len(finetuned))))
+    found, images = np.array(rank_losses), np.array([len(split) for split in splits.values()], dtype=np.int64)
     return CartLandscape(
-        surface, plane, names, grid, np.array(rank_loss), ways, plane.project(along), np.array(scale_loss)
-    )
+        surface, plane, names, grid, found, mean_by_task(found, images), images, ways, plane.project(along),
+        np.array(scale_loss),
+    )  # fmt: skip

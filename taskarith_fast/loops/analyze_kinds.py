@@ -168,7 +168,8 @@ def _changed(inputs: Inputs, changes: Iterator[State]) -> analysis.AccuracyRatio
     found = []
     with inputs.progress.stage("masks", 1 + len(inputs.masks)) as bar:
         for change in itertools.chain([{}], changes):
-            found.append([e.accuracy for e in evaluator({**inputs.theta_0, **change}).values()])
+            answers = evaluator({**inputs.theta_0, **change}).values()
+            found.append(np.concatenate([e.correct.numpy() for e in answers]))
             bar.advance()
     images = np.array([len(split) for split in splits.values()], dtype=np.int64)
-    return analysis.AccuracyRatios(np.array(found[1:]), np.array(found[0]), images)
+    return analysis.AccuracyRatios(np.stack(found[1:]), found[0], images)

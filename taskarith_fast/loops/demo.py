@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from taskarith_fast import data
-from taskarith_fast.analysis.figures import all_figures, png, samples_figure
+from taskarith_fast.analysis.figures import all_figures, samples_figure
+from taskarith_fast.analysis.figures_theme import THEMES, in_both
 from taskarith_fast.analysis.report import markdown_table, render_report
 from taskarith_fast.analysis.results import Results, write_text
 from taskarith_fast.errors import ArgumentError
@@ -124,10 +125,12 @@ def write_report(results: Results, tasks: Mapping[str, data.Task], encoder: nn.M
     write_text(out / "table.md", "\n".join(tables))
     figures = all_figures(results)
     if results.samples == "images":
-        figures["tasks"] = png(samples_figure(*_samples(tasks, cast(int, encoder.image_size))))
+        names, strips = _samples(tasks, cast(int, encoder.image_size))
+        figures["tasks"] = in_both(lambda: samples_figure(names, strips))
     (out / "figures").mkdir(exist_ok=True)
-    for name, image in figures.items():
-        (out / "figures" / f"{name}.png").write_bytes(image)
+    for name, images in figures.items():
+        for theme, image in zip(THEMES, images, strict=True):
+            (out / "figures" / f"{name}.{theme}.png").write_bytes(image)
     write_text(out / "report.html", render_report(results, figures))
     return out / "report.html"
 

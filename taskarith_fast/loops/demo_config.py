@@ -63,7 +63,8 @@ class DemoConfig:
     probe: ProbeConfig = PROBE_PRESETS["demo"]
     """How the heads are trained; solved to the optimum, they do not depend on the seed."""
     heads: str = "probe"
-    """"probe", or "zero_shot": written by the text tower of a CLIP encoder, for the papers' own tasks."""
+    """"probe"; "zero_shot": written by the text tower of a CLIP encoder, for the papers' own tasks; or "random", for
+    recipes that train the head along."""
     recipes: Mapping[str, FinetuneConfig] = field(default_factory=lambda: _recipes("full"))
     """How encoders are fine-tuned, by key of RECIPES; "lota" needs "full" before it."""
     task_arithmetic_scales: tuple[float, ...] = SCALES

@@ -83,11 +83,15 @@ class Planner:
         self.images = {s: sum(len(task.splits[s]) for task in tasks.values()) for s in ("train", "val", "test")}
 
     def probe(self, task: str) -> Stage[compute.Workshop]:
+        config = self.config.probe
         if self.config.heads == "zero_shot":
             words: dict[str, Any] = {"task": task, "encoder": self.config.encoder}
             write = partial(compute.write_head, **words)
             return self.add("Zero-shot heads", f"zero-shot-{task}", write, words | {"data": self.data[task]}, {}, 1)
-        config = self.config.probe
+        if self.config.heads == "random":
+            words = {"task": task, "seed": config.seed}
+            draw = partial(compute.draw_head, **words)
+            return self.add("Random heads", f"random-{task}", draw, words | {"data": self.data[task]}, {}, 1)
         splits = self.tasks[task].splits
         run = partial(compute.train_probe, task=task, config=config)
         settings = {"probe": settings_of(config), "task": self.data[task]}
@@ -106,11 +110,13 @@ class Planner:
         masked = kind.kind == "masks"
         masks = {name: self._masks(label, name, config, probes, done) for name in self.tasks if masked}
         tuned = {f"finetune/{n}": self._finetune(label, n, config, probes, masks.get(n)) for n in self.tasks}
+        if config.train_head:
+            probes = {f"probe/{n}": self._trained_head(label, n, tuned[f"finetune/{n}"]) for n in self.tasks}
         models = probes | tuned
         cosine = self.add(
             "Cosine map", f"cosine-{label}", compute.compare_task_vectors, {"tasks": list(self.tasks)}, tuned, 100
         )
-        stages = tuned | {"cosine": cosine}
+        stages = models | {"cosine": cosine}
         if kind.linearized:
             return stages | linearized_stages(self, label, models)
         stages["individual"] = self.evaluation(
@@ -199,6 +205,10 @@ class Planner:
         settings = {"finetune": settings_of(config), "task": self.data[task]}
         cost = self.training_cost(config, len(self.tasks[task].splits["train"]))
         return self.add("Fine-tuning", f"finetune-{label}-{task}", run, settings, inputs, cost)
+
+    def _trained_head(self, label: str, task: str, tuned: Stage[compute.Workshop]) -> Stage[compute.Workshop]:
+        run = partial(compute.take_head, task=task)
+        return self.add("Fine-tuning", f"head-{label}-{task}", run, {}, {f"finetune/{task}": tuned}, 1)
 
     def search(self, method: str, label: str, inputs: StageMap, grid: Any, fixed: Any) -> Stage[compute.Workshop]:
         run = partial(compute.merge_searched, method=method, grid=grid, fixed=fixed)

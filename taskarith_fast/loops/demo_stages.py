@@ -21,7 +21,7 @@ from taskarith_fast.loops.calibrate import calibrate
 from taskarith_fast.loops.config import FinetuneConfig, ProbeConfig
 from taskarith_fast.loops.evaluate import Evaluation, StateEvaluator, batches_of
 from taskarith_fast.loops.features import FeatureCache
-from taskarith_fast.loops.finetune import finetune, finetune_joint
+from taskarith_fast.loops.finetune import finetune, finetune_joint, new_head
 from taskarith_fast.loops.merge import Grid, SearchResult, line_search
 from taskarith_fast.loops.negation import search_negation
 from taskarith_fast.loops.probe import probe
@@ -36,6 +36,7 @@ from taskarith_fast.sparse_task_vector import SparseTaskVector
 
 State = dict[str, Tensor]
 Evaluations = Mapping[str, Evaluation]
+_HEAD = "trained head."
 
 
 @dataclass
@@ -79,7 +80,8 @@ class Workshop:
 
     def finetuned(self, inputs: Mapping[str, Artefact], task: str) -> State:
         """The encoder fine-tuned on a task, input ``finetune/<task>``, whole and in memory."""
-        return {**self.base, **inputs[f"finetune/{task}"].tensors}
+        tensors = inputs[f"finetune/{task}"].tensors
+        return {name: tensors.get(name, tensor) for name, tensor in self.base.items()}
 
     def all_finetuned(self, inputs: Mapping[str, Artefact]) -> list[State]:
         """`finetuned` for every task, in order."""
@@ -115,8 +117,21 @@ def write_head(shop: Workshop, inputs: dict[str, Artefact], *, task: str, encode
     return {"val_accuracy": None, "c": None, "lr": None}, head.state_dict()
 
 
+def draw_head(shop: Workshop, inputs: dict[str, Artefact], *, task: str, seed: int) -> Made:
+    """A head of one task that knows nothing yet."""
+    head = new_head(shop.encoder, shop.tasks[task], seed)
+    return {"val_accuracy": None, "c": None, "lr": None}, head.state_dict()
+
+
+def take_head(shop: Workshop, inputs: dict[str, Artefact], *, task: str) -> Made:
+    """The head that was trained along with an encoder."""
+    tensors = inputs[f"finetune/{task}"].tensors
+    head = {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items() if name not in shop.base}
+    return {"val_accuracy": None, "c": None, "lr": None}, head
+
+
 def train_encoder(shop: Workshop, inputs: dict[str, Artefact], *, task: str, config: FinetuneConfig) -> Made:
-    """Fine-tune the encoder on one task, its head frozen; where there are masks, only what they select."""
+    """Fine-tune the encoder on one task, its head frozen or along; where there are masks, only what they select."""
     head = shop.head(inputs[f"probe/{task}"].tensors)
     masks = shop.masks(inputs["masks"].tensors) if "masks" in inputs else None
     result = finetune(shop.encoder, head, shop.tasks[task], config, shop.progress, masks=masks)
@@ -128,7 +143,8 @@ def train_encoder(shop: Workshop, inputs: dict[str, Artefact], *, task: str, con
         "trained": sum(t.numel() for t in trained.values()) if masks is None else masks.count(),
         "vector_bytes": _vector_bytes({name: shop.base[name] for name in trained}, trained, sparse=masks is not None),
     }
-    return facts, trained
+    head_state = result.head_state if config.train_head else {}
+    return facts, trained | {_HEAD + name: tensor for name, tensor in head_state.items()}
 
 
 def select_weights(

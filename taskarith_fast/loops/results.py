@@ -41,6 +41,9 @@ LABELS = {
 _EXAMPLES = 3
 _SINGLE = ("probe", "individual", "random_head", "joint")
 
+Place = tuple[str, str]
+"""Recipe and method of a model."""
+Answers = dict[Place, statistics.Correct]
 Seeds = Sequence[Mapping[str, Artefact]]
 """The artefacts of one recipe, one mapping a seed: what each stage is -> its artefact."""
 
@@ -59,13 +62,10 @@ def collect(
         encoder: The pre-trained encoder.
         tasks: The tasks as they were used.
     """
-    base = artefacts[plan.base.key]
-    branches: dict[str, list[dict[str, Artefact]]] = {recipe: [] for recipe in config.recipes}
-    for branch in plan.branches:
-        branches[branch.recipe].append({name: artefacts[stage.key] for name, stage in branch.stages.items()})
+    base, branches = artefacts[plan.base.key], _by_recipe(plan, artefacts)
     names = list(tasks)
     probes = {name: artefacts[plan.base.inputs[f"probe/{name}"].key] for name in names}
-    label = "Zero-shot" if config.heads == "zero_shot" else "Linear probe"
+    label = {"zero_shot": "Zero-shot", "random": "Random heads"}.get(config.heads, "Linear probe")
     rows = [_probe_row(label, base, probes, branches[next(iter(branches))])]
     for recipe, seeds in branches.items():
         rows += _rows(recipe, seeds, base, names)
@@ -134,20 +134,49 @@ def _probe_row(label: str, base: Artefact, probes: Mapping[str, Artefact], seeds
     return _row("", "probe", label, [chosen], probe, reference, probe)
 
 
+def right_answers(
+    plan: Plan, artefacts: Mapping[str, Artefact], names: Sequence[str]
+) -> dict[Place, statistics.Correct]:
+    """Which test images each model has right, averaged over the seeds, by recipe and method; the probe's recipe is "".
+
+    Beside the rows' models there are, as "negate", those that were made to forget a task, on that task, and as
+    "post_hoc_own" single tasks linearized post hoc.
+    """
+    right: Answers = {("", "probe"): statistics.mean_over_seeds([_correct(artefacts[plan.base.key], "test", names)])}
+    for recipe, seeds in _by_recipe(plan, artefacts).items():
+        for method in (*LABELS, "post_hoc_own", "negate"):
+            if correct := _of_method(method, seeds, names):
+                right[recipe, method] = statistics.mean_over_seeds(correct)
+    return right
+
+
+def _by_recipe(plan: Plan, artefacts: Mapping[str, Artefact]) -> dict[str, list[dict[str, Artefact]]]:
+    found: dict[str, list[dict[str, Artefact]]] = {}
+    for branch in plan.branches:
+        seeds = found.setdefault(branch.recipe, [])
+        seeds.append({name: artefacts[stage.key] for name, stage in branch.stages.items()})
+    return found
+
+
 def _rows(recipe: str, seeds: Seeds, base: Artefact, names: Sequence[str]) -> list[schema.Row]:
     probe = [_correct(base, "test", names)]
     reference = [_correct(artefacts["individual"], "test", names) for artefacts in seeds]
     rows = []
     for method, label in LABELS.items():
-        if method == "random_head" and f"random_head/{names[0]}" in seeds[0]:
-            correct = [{n: _correct(a[f"random_head/{n}"], "test", [n])[n] for n in names} for a in seeds]
-        elif method in seeds[0]:
-            correct = [_correct(a[method], "test", names, _chosen_point(a[method])) for a in seeds]
-        else:
-            continue
-        chosen = [a[method].facts.get("chosen", {}) if method in a else {} for a in seeds]
-        rows.append(_row(recipe, method, label, chosen, correct, reference, probe))
+        if correct := _of_method(method, seeds, names):
+            chosen = [a[method].facts.get("chosen", {}) if method in a else {} for a in seeds]
+            rows.append(_row(recipe, method, label, chosen, correct, reference, probe))
     return rows
+
+
+def _of_method(method: str, seeds: Seeds, names: Sequence[str]) -> list[dict[str, Tensor]]:
+    """Test answers of a method, one entry a seed; none if the study does not have it."""
+    if method in seeds[0]:
+        return [_correct(a[method], "test", names, _chosen_point(a[method])) for a in seeds]
+    if f"{method}/{names[0]}" not in seeds[0]:
+        return []
+    after = 1 if method == "negate" else 0
+    return [{n: _correct(a[f"{method}/{n}"], "test", [n], after)[n] for n in names} for a in seeds]
 
 
 def _row(

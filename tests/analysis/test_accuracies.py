@@ -41,7 +41,8 @@ def test_localization_is_accuracy_over_the_base_models(world, edits):
 
 
 def test_a_base_model_without_a_right_image_gives_no_ratio():
-    found = ta.analysis.AccuracyRatios(np.array([[0.5, 0.5]]), np.array([0.0, 0.25]), np.array([4, 4]))
+    after, before = np.array([[1, 1, 0, 0, 1, 0, 0, 1]], dtype=bool), np.array([0, 0, 0, 0, 0, 1, 0, 0], dtype=bool)
+    found = ta.analysis.AccuracyRatios(after, before, np.array([4, 4]))
     assert np.isnan(found.ratio[0, 0]) and found.ratio[0, 1] == 2
 
 

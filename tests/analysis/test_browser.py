@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from taskarith_fast.analysis.figures import all_figures
-from taskarith_fast.analysis.figures_theme import axes_of, png, themed
+from taskarith_fast.analysis.figures_theme import axes_of, in_both
 from taskarith_fast.analysis.outcome import Check, Outcome, Table
 from taskarith_fast.analysis.report import render_report
 from taskarith_fast.analysis.reproduce_page import render_reproduction
@@ -47,18 +47,17 @@ onmessage = event => {{
 </script>"""
 
 
-def figure(theme):
-    with themed(theme):
-        drawing, axes = axes_of()
-        axes.plot([0, 1], [0, 1])
-        return png(drawing)
+def figure():
+    drawing, axes = axes_of()
+    axes.plot([0, 1], [0, 1])
+    return drawing
 
 
 def reproduced():
     rows = [["TaLoS", "71.3 ± 0.9", "79.67"], ["full", "9.5 ± 0.9", "71.25"], ["linearized", "80.1 ± 0.8", "76.70"]]
     columns = ["method", "here, abs", "paper, abs", *(f"a further column {i}" for i in range(20))]
     table = Table("Accuracy (%)", columns, [row + [""] * 20 for row in rows])
-    outcome = Outcome([table], [Check("a statement", 1.0, 0.2)], {"A caption": (figure("light"), figure("dark"))})
+    outcome = Outcome([table], [Check("a statement", 1.0, 0.2)], {"A caption": in_both(figure)})
     return render_reproduction(
         name="talos/table1", caption="invented", source="nobody", claim="A claim.", setting="Nothing ran.",
         papers=False, outcome=outcome, seconds=1.0, peak_mb=2.0, facts={"a": "x" * 500},

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taskarith_fast.analysis.figures import all_figures, png, samples_figure
+from taskarith_fast.analysis.figures import all_figures, samples_figure
+from taskarith_fast.analysis.figures_theme import COLOURS, THEMES, in_both
 from taskarith_fast.analysis.report import (
     best_merged,
     findings,
@@ -27,10 +28,28 @@ def figures():
 def test_every_figure_is_a_png_of_sensible_size(figures):
     of_recipe = {"accuracy-full", "lambda-full", "cosine-full", "cart-grid-full", "rank-full"}
     assert set(figures) == of_recipe | {"linearity", "sensitivity"}
-    for data in figures.values():
-        width, height = Image.open(io.BytesIO(data)).size
-        assert 800 < width < 2000
-        assert 300 < height < 2000
+    for images in figures.values():
+        for data, theme in zip(images, THEMES.values(), strict=True):
+            picture = Image.open(io.BytesIO(data)).convert("RGB")
+            assert 800 < picture.width < 2000 and 300 < picture.height < 2000
+            assert "#{:02x}{:02x}{:02x}".format(*picture.getpixel((0, 0))) == theme.page
+
+
+def test_text_of_figures_can_be_read_on_their_page():
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    def contrast(one, other):
+        low, high = sorted((luminance(one), luminance(other)))
+        return (high + 0.05) / (low + 0.05)
+
+    for theme in THEMES.values():
+        assert contrast(theme.ink, theme.page) > 7 and contrast(theme.muted, theme.page) > 4.5
+        assert all(contrast(colour, theme.page) > 2.4 for colour in COLOURS), theme
+        steps = [contrast(colour, theme.page) for colour in theme.sequence]
+        assert steps == sorted(steps) and steps[0] > 1.5
 
 
 def test_figures_are_the_same_bytes_every_time(figures):
@@ -46,7 +65,8 @@ def test_page_says_how_linear_fine_tuning_was(results, figures):
 
 def test_samples_show_one_strip_a_task():
     strip = np.zeros((3, 16, 16, 3), np.uint8)
-    assert png(samples_figure(["a", "b"], [strip, strip])).startswith(b"\x89PNG")
+    light, dark = in_both(lambda: samples_figure(["a", "b"], [strip, strip]))
+    assert light.startswith(b"\x89PNG") and dark.startswith(b"\x89PNG") and light != dark
 
 
 def test_page_loads_nothing_from_elsewhere(results, figures):
@@ -54,7 +74,8 @@ def test_page_loads_nothing_from_elsewhere(results, figures):
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(sources) == len(figures)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "http" not in re.sub(r'src="[^"]*"', "", page)
+    assert page.count('srcset="data:image/png;base64,') == len(figures)
+    assert "http" not in re.sub(r'(src|srcset)="[^"]*"', "", page)
     assert page.count("<script>") == page.count("<script") == 1 and "@import" not in page and "url(" not in page
 
 

@@ -104,8 +104,9 @@ def test_writes_results_figures_and_a_page(done):
     merged = ["average", "task_arithmetic", "ties", "cart"]
     assert _methods(results) == [("", "probe"), *(("full", m) for m in ("individual", *merged))]
     assert {p.name for p in (done / "figures").iterdir()} == {
-        f"{name}.png"
+        f"{name}.{theme}.png"
         for name in ("accuracy-full", "lambda-full", "cosine-full", "cart-grid-full", "rank-full", "tasks")
+        for theme in ("light", "dark")
     }
     assert "TIES" in (done / "report.html").read_text()
     assert "TIES" in (done / "table.md").read_text()
@@ -259,7 +260,8 @@ def test_linearized_rows_scatter_and_sensitivity_come_from_tangents(tmp_path, en
     assert len([n for n in results.negation if n.recipe == "linearized"]) == 2
     page = (tmp_path / "report.html").read_text()
     assert "How linear fine-tuning is" in page and "Task arithmetic, linearized post hoc" in page
-    assert (tmp_path / "figures" / "linearity.png").exists() and (tmp_path / "figures" / "sensitivity.png").exists()
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"linearity.light.png", "linearity.dark.png", "sensitivity.light.png", "sensitivity.dark.png"} <= figures
 
 
 def test_stored_tangents_are_those_of_the_linearized_encoder(tmp_path, encoder, tasks):

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from taskarith_fast.analysis.figures_of_kinds import figures
-from taskarith_fast.analysis.figures_theme import THEMES, png, themed
-from taskarith_fast.analysis.results import Results
+from taskarith_fast.analysis.figures_theme import THEMES, Themed
+from taskarith_fast.analysis.outcome import Outcome
 from taskarith_fast.loops.analyze import analyze
 from taskarith_fast.loops.analyze_inputs import Inputs
 from taskarith_fast.loops.demo import run_stages
 from taskarith_fast.loops.demo_plan import Branch, Plan, make_plan
 from taskarith_fast.loops.demo_stages import Workshop
+from taskarith_fast.loops.reproduce.published import Published
 from taskarith_fast.loops.reproduce.setting import Setting
-from taskarith_fast.loops.results import collect
+from taskarith_fast.loops.reproduce.study import Study
+from taskarith_fast.loops.results import collect, right_answers
 from taskarith_fast.loops.stages import Artefact, Made, Stage, Store
 
 Arrays = dict[str, np.ndarray]
-Themed = tuple[bytes, bytes]
+Protocol = Callable[["Bench", Published], Outcome]
+"""How an entry is run, beside what the paper printed."""
 
 
 @dataclass
@@ -34,22 +36,23 @@ class Bench:
 
     setting: Setting
     store: Store
+    cost: dict[str, Artefact] = field(default_factory=dict)
+    """Every stage that was needed, by name."""
 
     def __post_init__(self) -> None:
         self.shop = Workshop(self.setting.encoder, self.setting.tasks)
-        self.cost: dict[str, Artefact] = {}
-        """Every stage that was needed, by name."""
 
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks."""
         return list(self.setting.tasks)
 
-    def study(self, *recipes: str, **changes: Any) -> Results:
+    def study(self, *recipes: str, **changes: Any) -> Study:
         """Probe, fine-tune by each recipe, merge, evaluate; `changes` are fields of `DemoConfig`."""
         config, plan = self._plan(recipes, changes)
         artefacts, reused = self._run(plan, plan.stages)
-        return collect(config, plan, artefacts, reused, self.setting.encoder, self.setting.tasks)
+        results = collect(config, plan, artefacts, reused, self.setting.encoder, self.setting.tasks)
+        return Study(results, right_answers(plan, artefacts, self.tasks))
 
     def analyze(
         self, kind: str, recipe: str, *, tasks: Sequence[str] = (), masks: bool = False, split: str = "test",
@@ -61,7 +64,7 @@ class Bench:
         branch = next(b for b in plan.branches if b.recipe == recipe)
         names, linearized = list(tasks) or self.tasks, recipe.startswith("linearized")
         words: dict[str, Any] = {"kind": kind, "tasks": names, "split": split, "linearized": linearized, **parameters}
-        inputs = {f"probe/{n}": plan.base.inputs[f"probe/{n}"] for n in names} | _sources(branch, names, masks)
+        inputs = {f"probe/{n}": branch.stages[f"probe/{n}"] for n in names} | _sources(branch, names, masks)
         run = partial(_analysis, words=words)
         stage = Stage("Analyses", f"analyze-{kind}-{recipe}", run, words, inputs, cost=1000.0)
         artefacts, _ = self._run(plan, [stage])
@@ -89,13 +92,6 @@ def drawn(kind: str, arrays: Arrays) -> Themed:
     """An analysis's first figure, for light pages and for dark ones."""
     light, dark = (next(iter(figures(kind, arrays, theme=theme).values())) for theme in THEMES)
     return light, dark
-
-
-def drawn_light(draw: Callable[[], Figure]) -> Themed:
-    """A figure that has one look."""
-    with themed("light"):
-        image = png(draw())
-    return image, image
 
 
 def _sources(branch: Branch, names: Sequence[str], masks: bool) -> dict[str, Stage[Workshop]]:

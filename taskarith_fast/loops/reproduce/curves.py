@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import hypot
 from typing import Any
 
 import numpy as np
 
 from taskarith_fast.analysis.figures import linearity_figure, sensitivity_figure
+from taskarith_fast.analysis.figures_theme import in_both
 from taskarith_fast.analysis.outcome import Check, Outcome, Table, percent
 from taskarith_fast.analysis.results import Measured
-from taskarith_fast.loops.reproduce.bench import Arrays, Bench, drawn, drawn_light
+from taskarith_fast.loops import statistics
+from taskarith_fast.loops.reproduce.bench import Arrays, Bench, drawn
 from taskarith_fast.loops.reproduce.published import Published
+from taskarith_fast.loops.reproduce.study import in_points, split_by_task
+from taskarith_fast.loops.statistics import Correct
 
 _RANKS = [0.0, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0]
 _BEST = 0.08
@@ -29,8 +32,8 @@ def ranks(
     best, full = _RANKS.index(_BEST), len(_RANKS) - 1
 
     def difference(statement: str, one: tuple[int, int, int], other: tuple[int, int, int]) -> Check:
-        a, b = (_measured(arrays, place) for place in (one, other))
-        return Check(statement, 100 * (a.value - b.value), 100 * hypot(a.stderr, b.stderr))
+        a, b = (split_by_task(arrays["correct"][place], arrays) for place in (one, other))
+        return in_points(statement, statistics.mean_of(statistics.differences(a, b)))
 
     checks, order = [], {name: d for d, name in enumerate(orders)}
     for o, origin in enumerate(origins):
@@ -67,16 +70,15 @@ def task_counts(bench: Bench, published: Published, *, methods: dict[str, dict[s
     sizes = range(1, len(bench.tasks) + 1)
     normalized = {m: [_by_size(arrays, size) for size in sizes] for m, arrays in found.items()}
     lines = [[str(size), *(f"{100 * normalized[m][i]:.1f}" for m in methods)] for i, size in enumerate(sizes)]
-    checks = []
     names = list(methods)
     if len(names) > 1:
-        checks = [Check(f"{names[-1]} is above {names[0]} with all {len(bench.tasks)} tasks",
-                        100 * (normalized[names[-1]][-1] - normalized[names[0]][-1]),
-                        100 * hypot(*(_last_error(found[m]) for m in (names[0], names[-1]))))]  # fmt: skip
+        last, first = (_of_all(found[name]) for name in (names[-1], names[0]))
+        above = statistics.ratio_differences(*last, *first)
+        words = f"{names[-1]} is above {names[0]} with all {len(bench.tasks)} tasks"
     else:
-        fall = 100 * (normalized[names[0]][0] - normalized[names[0]][-1])
+        above = statistics.ratio_differences(*_of_each(found[names[0]]), *_of_all(found[names[0]]))
         words = "normalised accuracy falls as tasks are added, from one to all"
-        checks = [Check(words, fall, 100 * _last_error(found[names[0]]))]
+    checks = [in_points(words, statistics.mean_of(above))]
     figures = {f"{m}: a dot a subset": drawn("task_count", arrays) for m, arrays in found.items()}
     table = Table("Normalised accuracy (%), mean over subsets", ["tasks merged", *names], lines)
     return Outcome([table], checks, figures)
@@ -87,31 +89,40 @@ def scales(bench: Bench, published: Published) -> Outcome:
     arrays = bench.analyze("lambda_curve", "full")
     curve, at = arrays["normalized"], arrays["scales"]
     lines = [[f"{s:g}", f"{100 * v:.1f}"] for s, v in zip(at, curve, strict=True)]
-    added = bench.study("full").row("task_arithmetic", "full")
-    assert added is not None
-    gain = added.over_probe
-    statement = "the scale that validation chooses is above lambda = 0, which is probing"
-    checks = [Check(statement, 100 * gain.value, 100 * gain.stderr)]
+    added = bench.study("full").need(("full", "task_arithmetic"))
+    checks = [in_points("the scale that validation chooses is above lambda = 0, which is probing", added.over_probe)]
     table = Table("Normalised test accuracy (%)", ["lambda", "mean over tasks"], lines)
     return Outcome([table], checks, {"Accuracy along lambda": drawn("lambda_curve", arrays)})
+
+
+def along_scales(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
+    """The scales of `scales`, and the normalised accuracies there."""
+    arrays = bench.analyze("lambda_curve", "full")
+    return arrays["scales"], arrays["normalized"]
+
+
+def along_counts(bench: Bench, *, methods: dict[str, dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of tasks, and normalised accuracies of the first method's merges."""
+    method, words = next(iter(methods.items()))
+    arrays = bench.analyze("task_count", "full", method=method, **words)
+    sizes = np.arange(1, len(bench.tasks) + 1)
+    return sizes, np.array([_by_size(arrays, size) for size in sizes])
 
 
 def densities(bench: Bench, published: Published) -> Outcome:
     """TaLoS at several densities."""
     lines, found = [], {}
     for density in DENSITIES:
-        results = bench.study("talos", mask_density=density)
-        single, added = (results.row(m, "talos") for m in ("individual", "task_arithmetic"))
-        assert single is not None and added is not None
-        found[density] = added
+        found[density] = bench.study("talos", mask_density=density)
+        single, added = (found[density].need(("talos", m)) for m in ("individual", "task_arithmetic"))
         lines.append([f"{100 * (1 - density):g} %", percent(single.mean), percent(added.mean),
                       percent(added.normalized_mean)])  # fmt: skip
     table = Table("Accuracy (%)", ["sparsity", "single-task", "abs", "norm"], lines)
     checks = []
+    place = ("talos", "task_arithmetic")
     for other in (0.01, 1.0):
-        a, b = found[0.1].normalized_mean, found[other].normalized_mean
         words = f"90 % sparsity is above {100 * (1 - other):g} % in normalised accuracy"
-        checks.append(Check(words, 100 * (a.value - b.value), 100 * hypot(a.stderr, b.stderr)))
+        checks.append(in_points(words, found[0.1].above(place, place, "norm", found[other])))
     return Outcome([table], checks)
 
 
@@ -121,17 +132,15 @@ def single_tasks(
     """Single-task accuracy of every recipe; `above` are pairs of which the first is said to be higher."""
     need = ["full", *(r for r in recipes if r != "full")] if "lota" in recipes else list(recipes)
     study = bench.study(*need)
-    rows = {recipe: study.row("individual", recipe) for recipe in recipes}
-    means = {recipe: row.mean for recipe, row in rows.items() if row}
-    lines = [[r, percent(row.mean), *(percent(row.accuracy[t]) for t in bench.tasks)] for r, row in rows.items() if row]
+    rows = {recipe: study.need((recipe, "individual")) for recipe in recipes}
+    lines = [[r, percent(row.mean), *(percent(row.accuracy[t]) for t in bench.tasks)] for r, row in rows.items()]
     checks = [
-        Check(f"{one} is above {other}", 100 * (means[one].value - means[other].value),
-              100 * hypot(means[one].stderr, means[other].stderr))
+        in_points(f"{one} is above {other}", study.above((one, "individual"), (other, "individual")))
         for one, other in above
-    ]  # fmt: skip
+    ]
     arrays = {
-        "accuracy": np.array([[row.accuracy[t].value for t in bench.tasks] for row in rows.values() if row]),
-        "tasks": np.array(bench.tasks), "recipes": np.array(list(means)),
+        "accuracy": np.array([[row.accuracy[t].value for t in bench.tasks] for row in rows.values()]),
+        "tasks": np.array(bench.tasks), "recipes": np.array(list(rows)),
     }  # fmt: skip
     table = Table("Single-task accuracy (%)", ["recipe", "mean", *bench.tasks], lines)
     return Outcome([table], checks, {"Single-task accuracy": drawn("radar", arrays)})
@@ -140,17 +149,16 @@ def single_tasks(
 def post_hoc(bench: Bench, published: Published, *, recipes: Sequence[str]) -> Outcome:
     """Fine-tuned encoders against their linearization."""
     study = bench.study(*recipes, post_hoc=True)
-    lines, loss = [], {}
-    for recipe in recipes:
-        mine = [line for line in study.linearity if line.recipe == recipe]
-        loss[recipe] = Measured(value=-sum(m.difference.value for m in mine) / len(mine),
-                                stderr=sum(m.difference.stderr**2 for m in mine) ** 0.5 / len(mine))  # fmt: skip
-        lines += [[recipe, m.task, percent(m.ordinary), percent(m.linearized), percent(m.difference)] for m in mine]
-    a, b = loss["full"], loss["talos"]
-    checks = [Check("linearization costs talos less than full fine-tuning", 100 * (a.value - b.value),
-                    100 * hypot(a.stderr, b.stderr))]  # fmt: skip
+    lines = [[m.recipe, m.task, percent(m.ordinary), percent(m.linearized), percent(m.difference)]
+             for m in study.results.linearity]  # fmt: skip
+    loss = {}
+    for recipe in ("full", "talos"):
+        before, after = (study.right[recipe, method] for method in ("individual", "post_hoc_own"))
+        loss[recipe] = {task: before[task] - after[task] for task in before}
+    saved = statistics.mean_of(statistics.differences(loss["full"], loss["talos"]))
+    checks = [in_points("linearization costs talos less than full fine-tuning", saved)]
     columns = ["recipe", "task", "fine-tuned", "linearized", "difference"]
-    figure = drawn_light(lambda: linearity_figure(study))
+    figure = in_both(lambda: linearity_figure(study.results))
     figures = {"A point a task; on the diagonal linearization loses nothing": figure}
     return Outcome([Table("Accuracy (%)", columns, lines)], checks, figures)
 
@@ -158,29 +166,31 @@ def post_hoc(bench: Bench, published: Published, *, recipes: Sequence[str]) -> O
 def sensitivity(bench: Bench, published: Published) -> Outcome:
     """How far per-image gradients move in training."""
     study = bench.study("full", "talos", sensitivity=("full", "talos"))
-    curves = {curve.recipe: curve for curve in study.sensitivity}
+    curves = {curve.recipe: curve for curve in study.results.sensitivity}
     lines = [[r, *(f"{c:.3f}" for c in curve.change)] for r, curve in curves.items()]
     steps = [f"step {s}" for s in next(iter(curves.values())).step]
     checks = [Check("gradients move less under talos than under full fine-tuning",
                     curves["full"].change[-1] - curves["talos"].change[-1], None, "relative")]  # fmt: skip
-    figure = drawn_light(lambda: sensitivity_figure(study))
+    figure = in_both(lambda: sensitivity_figure(study.results))
     title = f"Relative change of per-image gradients, {next(iter(curves.values())).task}"
     return Outcome([Table(title, ["recipe", *steps], lines)], checks, {"Change along training": figure})
 
 
 def _measured(arrays: Arrays, place: tuple[int, int, int]) -> Measured:
     """Mean over the tasks with its standard error."""
-    errors = arrays["accuracy_stderr"][place]
-    return Measured(
-        value=float(arrays["accuracy"][place].mean()), stderr=float(np.sqrt((errors**2).sum()) / len(errors))
-    )
+    return statistics.mean_of(statistics.accuracies(split_by_task(arrays["correct"][place], arrays)))
 
 
 def _by_size(arrays: Arrays, size: int) -> float:
     return float(arrays["normalized"][arrays["members"].sum(1) == size].mean())
 
 
-def _last_error(arrays: Arrays) -> float:
-    """Standard error of the normalised accuracy of all tasks merged."""
-    errors = arrays["accuracy_stderr"][-1] / arrays["single"]
-    return float(np.sqrt((errors**2).sum()) / len(errors))
+def _of_all(arrays: Arrays) -> tuple[Correct, Correct]:
+    """Which images the merge of all tasks has right, and which each task's own model."""
+    return split_by_task(arrays["correct"][-1], arrays), split_by_task(arrays["correct_single"], arrays)
+
+
+def _of_each(arrays: Arrays) -> tuple[Correct, Correct]:
+    """The same for each task merged alone, which no other task disturbs."""
+    alone = arrays["correct"][arrays["members"].sum(1) == 1].any(0)
+    return split_by_task(alone, arrays), split_by_task(arrays["correct_single"], arrays)

@@ -7,25 +7,24 @@ from dataclasses import dataclass
 from functools import partial
 
 from taskarith_fast.analysis.outcome import Outcome
-from taskarith_fast.loops.reproduce import curves, maps, tables
-from taskarith_fast.loops.reproduce.bench import Bench
-from taskarith_fast.loops.reproduce.published import Published
+from taskarith_fast.loops.reproduce import curves, encoders, heads, maps, tables
 from taskarith_fast.loops.reproduce.tables import Better
-
-Protocol = Callable[[Bench, Published], Outcome]
 
 
 @dataclass(frozen=True)
 class Entry:
     """One row."""
 
-    run: Protocol
+    run: Callable[..., Outcome]
+    """A `Protocol`; with an axis, of the benches of all encoders by name."""
     claim: str
     """What the paper says, in our words; empty where it makes no statement that has a direction."""
     encoder: str = "open_clip:ViT-B-32/openai"
     """What the paper ran it on; where it has several, one of them."""
     heads: str = "zero_shot"
     """Its heads: "zero_shot" or "probe"."""
+    axis: str = ""
+    """What its encoders differ in, a key of `encoders.AXES`, where it compares several, with probed heads."""
 
 
 _FULL, _NTK = ("full", "task_arithmetic"), ("linearized", "task_arithmetic")
@@ -54,6 +53,22 @@ _COST_RECIPES = ("full", "linearized", "lora", "lota", "talos")
 _LANDSCAPE_CLAIM = "Along the rank CART passes through lower loss than the average, to which both ends of the way lead."
 _TASK_WISE = "adamerging_task_wise"
 
+_COUNTS = partial(curves.task_counts, methods={"task_arithmetic": {"scales": [0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0]}})
+_COUNTS_CLAIM = "Normalised accuracy falls as tasks are added."
+_PRETRAINED = "Weight disentanglement is a general consequence of pre-training."
+
+
+def _along_scale(axis: str) -> Entry:
+    run = partial(encoders.overlaid, protocol=curves.scales, curve=curves.along_scales, label="scale")
+    return Entry(run, f"Some lambda is above lambda = 0, for every pre-trained encoder. {_PRETRAINED}", axis=axis)
+
+
+def _along_counts(axis: str) -> Entry:
+    run = partial(encoders.overlaid, protocol=_COUNTS, curve=partial(curves.along_counts, **_COUNTS.keywords),
+                  label="tasks merged")  # fmt: skip
+    return Entry(run, f"{_COUNTS_CLAIM} {_PRETRAINED}", axis=axis)
+
+
 ENTRIES: dict[str, Entry] = {
     "cart/table1": Entry(_CART, _CART_CLAIM),
     "cart/table2": Entry(_CART, _CART_CLAIM, "open_clip:ViT-L-14/openai"),
@@ -81,23 +96,39 @@ ENTRIES: dict[str, Entry] = {
     "cart/figure7": Entry(maps.landscape, _LANDSCAPE_CLAIM),
     "cart/figure8": Entry(maps.landscape, _LANDSCAPE_CLAIM),
     "hazimeh/table1": Entry(
-        tables.probing,
-        "Task addition is 2 to 3 points above linear probing (for DINO it is not).",
-        "timm:vit_base_patch16_224.augreg_in21k", "probe",
+        partial(encoders.side_by_side, protocol=tables.probing, adds_up=True),
+        "Task addition is 2 to 3 points above linear probing (for DINO it is not). Weight disentanglement is a general "
+        "consequence of pre-training.",
+        axis="all",
+    ),
+    "hazimeh/table2": Entry(encoders.checkpoints, "", axis="all"),
+    "hazimeh/table3": Entry(
+        heads.from_random_heads,
+        "Fine-tuned together with random heads, models add up worse (CLIP: 47 % in task addition).",
+        "open_clip:ViT-B-16/laion2b_s34b_b88k", "probe",
+    ),
+    "hazimeh/table4": Entry(
+        partial(heads.head_too, recipes=("", "full", "head_too")),
+        "With CLIP's zero-shot head kept, models add up better than with the head fine-tuned too.",
+        "open_clip:ViT-B-16/laion2b_s34b_b88k",
     ),
     "hazimeh/figure1": Entry(
-        partial(maps.disentanglement, recipes=["full"], reach=3.0, points=20, less=[]),
+        partial(encoders.side_by_side, protocol=partial(
+            maps.disentanglement, recipes=["full"], reach=3.0, points=20, less=[])),
         "Closed-vocabulary encoders are disentangled near the pre-trained weights.",
+        axis="pre-training",
+    ),
+    "hazimeh/figure2": _along_scale("pre-training"),
+    "hazimeh/figure3": _along_scale("data"),
+    "hazimeh/figure4": _along_scale("size"),
+    "hazimeh/figure5": Entry(
+        heads.full_fine_tuning, "Fine-tuned together with random heads, models add up worse.",
         "timm:vit_base_patch16_224.augreg_in21k", "probe",
     ),
-    "hazimeh/figure2": Entry(
-        curves.scales, "Some lambda is above lambda = 0.", "timm:vit_base_patch16_224.augreg_in21k", "probe"
-    ),
-    "hazimeh/figure6": Entry(
-        partial(curves.task_counts, methods={"task_arithmetic": {"scales": [0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0]}}),
-        "Normalised accuracy falls as tasks are added.",
-        "timm:vit_base_patch16_224.augreg_in21k", "probe",
-    ),
+    "hazimeh/figure6": Entry(_COUNTS, _COUNTS_CLAIM, "timm:vit_base_patch16_224.augreg_in21k", "probe"),
+    "hazimeh/figure7": _along_counts("pre-training"),
+    "hazimeh/figure8": _along_counts("data"),
+    "hazimeh/figure9": _along_counts("size"),
     "jin/table1": Entry(
         partial(tables.addition, places=[_BASE, _FULL, _NTK, _QKVO],
                 better=[Better(_QKVO, _FULL), Better(_QKVO, _NTK), Better(_NTK, _FULL), Better(_QKVO, _FULL, "norm")]),
@@ -185,12 +216,3 @@ ENTRIES: dict[str, Entry] = {
     ),
     "talos/figure11": Entry(maps.mask_overlap, "The masks of different tasks overlap: IoU above 0.7 for ViT-B/32."),
 }  # fmt: skip
-
-ABSENT = {
-    "hazimeh/table2": "a list of checkpoints, nothing to run",
-    "hazimeh/table3": "needs models trained from random heads added; taskarith demo --all has their accuracy",
-    "hazimeh/table4": "needs a fine-tuned zero-shot head; the recipes here keep heads frozen",
-    **{f"hazimeh/figure{n}": "compares encoders: run hazimeh/table1, figure2 or figure6 with each by --encoder"
-       for n in (3, 4, 5, 7, 8, 9)},
-}  # fmt: skip
-"""What has no recipe of its own, and why."""

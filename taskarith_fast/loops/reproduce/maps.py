@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import sqrt
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from taskarith_fast.analysis.figures_theme import Themed
 from taskarith_fast.analysis.outcome import Check, Outcome, Table
-from taskarith_fast.loops.reproduce.bench import Arrays, Bench, Themed, drawn
+from taskarith_fast.analysis.results import Measured
+from taskarith_fast.loops import statistics
+from taskarith_fast.loops.reproduce.bench import Arrays, Bench, drawn
 from taskarith_fast.loops.reproduce.published import Published
+from taskarith_fast.loops.reproduce.study import in_points, split_by_task
+from taskarith_fast.loops.statistics import Correct
 
 _QUICK_POINTS = 5
 
@@ -38,26 +43,17 @@ def disentanglement(
             found[recipe] = bench.analyze("disentanglement", recipe, tasks=tasks, **words)
             caption = f"{recipe}, {distance}: disentanglement error of {tasks[0]} and {tasks[1]}; square: [-1, 1]²"
             figures[caption] = drawn("disentanglement", found[recipe])
-        images = [min(2048, len(bench.setting.tasks[task].splits["test"])) for task in tasks]
-        inside = {recipe: _inside(arrays) for recipe, arrays in found.items()}
-        for recipe, arrays in found.items():
-            mean = f"{arrays['error'].mean():.3f}"
-            lines.append([recipe, distance, f"{inside[recipe].sum():.3f}", mean])
+        near = {recipe: _error_by_image(arrays, inside=True) for recipe, arrays in found.items()}
+        far = {recipe: _error_by_image(arrays, inside=False) for recipe, arrays in found.items()}
+        for recipe in recipes:
+            means = (_sum(statistics.accuracies(errors[recipe])) for errors in (near, far))
+            lines.append([recipe, distance, *(f"{mean.value:.3f} ± {mean.stderr:.3f}" for mean in means)])
         for one, other in less:
-            error = None
-            if distance == "prediction":
-                error = sqrt(sum(_bound(inside[r], images) for r in (one, other)))
-            gap = float(inside[other].sum() - inside[one].sum())
-            checks.append(Check(f"{one} is more disentangled than {other} ({distance})", gap, error, ""))
+            checks.append(_lower(f"{one} is more disentangled than {other} ({distance})", near[one], near[other]))
         if distance == "prediction" and not less:
-            arrays = found[recipes[0]]
-            outside = float(arrays["error"].mean() - inside[recipes[0]].sum())
-            checks.append(Check("the error is lower inside [-1, 1]² than over the whole grid", outside,
-                                sqrt(_bound(inside[recipes[0]], images)), ""))  # fmt: skip
-    note = (
-        f"{points} x {points} points on [-{reach:g}, {reach:g}]². Standard errors of differences are upper bounds: a "
-        "mean in [0, 1] with value e over N images has a variance of at most e (1 - e) / N."
-    )
+            recipe, words = recipes[0], "the error is lower inside [-1, 1]² than over the whole grid"
+            checks.append(_lower(words, near[recipe], far[recipe]))
+    note = f"{points} x {points} points on [-{reach:g}, {reach:g}]². ± is one standard error over the test images."
     columns = ["recipe", "distance", "mean error inside [-1, 1]²", "mean error over the grid"]
     return Outcome([Table("Disentanglement error", columns, lines, note)], checks, figures)
 
@@ -65,11 +61,12 @@ def disentanglement(
 def localization(bench: Bench, published: Published, *, recipes: Sequence[str]) -> Outcome:
     """Accuracy of each task vector alone on all tasks, relative to the base; 1 is ideal off the diagonal."""
     found = {recipe: bench.analyze("localization", recipe) for recipe in recipes}
-    away = {recipe: _off_diagonal(np.abs(arrays["ratio"] - 1)) for recipe, arrays in found.items()}
-    lines = [[recipe, f"{value.mean():.3f}"] for recipe, value in away.items()]
+    away = {recipe: _off_diagonal(np.abs(arrays["ratio"] - 1)).mean() for recipe, arrays in found.items()}
+    lines = [[recipe, f"{value:.3f}"] for recipe, value in away.items()]
+    error = {recipe: _disturbance_error(arrays, found["full"]) for recipe, arrays in found.items()}
     checks = [
-        Check(f"{recipe} disturbs other tasks less than full fine-tuning",
-              float(away["full"].mean() - away[recipe].mean()), None, "of the base's accuracy")
+        Check(f"{recipe} disturbs other tasks less than full fine-tuning", float(away["full"] - away[recipe]),
+              error[recipe], "of the base's accuracy")
         for recipe in recipes if recipe != "full"
     ]  # fmt: skip
     figures = {f"{recipe}: accuracy relative to the base": drawn("localization", a) for recipe, a in found.items()}
@@ -79,12 +76,12 @@ def localization(bench: Bench, published: Published, *, recipes: Sequence[str]) 
 def insensitive(bench: Bench, published: Published, *, kind: str) -> Outcome:
     """Prune or perturb the tenth of the weights that one task is least sensitive to."""
     arrays = bench.analyze(kind, "talos", masks=True, changes={"mask_rounds": 1})
-    base = arrays["accuracy"] / np.where(arrays["ratio"] > 0, arrays["ratio"], np.nan)
-    error = float(np.sqrt(np.nansum((arrays["accuracy_stderr"] / base) ** 2)) / base.size)
+    before = split_by_task(arrays["correct_before"], arrays)
+    after = statistics.mean_over_seeds(split_by_task(correct, arrays) for correct in arrays["correct"])
+    kept = statistics.mean_of(statistics.ratios(after, before))  # the mean over the masks, image by image
     verb = {"prune": "pruning", "perturb": "perturbing"}[kind]
-    mean = float(np.nanmean(arrays["ratio"]))
     checks = [
-        Check(f"{verb} them leaves at least 95 % of the accuracy on average", 100 * (mean - 0.95), 100 * error),
+        in_points(f"{verb} them leaves at least 95 % of the accuracy on average", kept, beyond=95),
         Check("and at least 90 % for every pair of tasks", 100 * (float(np.nanmin(arrays["ratio"])) - 0.9), None),
     ]
     caption = f"Accuracy after {verb} relative to that before; rows: task the weights were chosen for"
@@ -124,25 +121,47 @@ def landscape(bench: Bench, published: Published) -> Outcome:
     losses = arrays["rank_loss"].sum(1)
     lines = [[f"{100 * ratio:g} %", f"{value:.3f}"] for ratio, value in zip(arrays["rank_ratio"], losses, strict=True)]
     inner = int(np.argmin(np.abs(arrays["rank_ratio"] - 0.08)))
-    checks = [
-        Check("the way along the rank passes a lower loss at 8 % than at the average", float(losses[0] - losses[inner]),
-              None, "nats"),
-    ]  # fmt: skip
+    average, kept = (split_by_task(arrays["rank_losses"][r], arrays) for r in (0, inner))
+    words = "the way along the rank passes a lower loss at 8 % than at the average"
+    checks = [_lower(words, kept, average, "nats")]
     title = "CART's loss along the rank, summed over tasks (test images)"
     figures = {"Loss, summed over the tasks, and the ways through it": drawn("landscape", arrays)}
     return Outcome([Table(title, ["rank kept", "loss"], lines)], checks, figures)
 
 
-def _inside(arrays: Arrays) -> np.ndarray:
-    """Mean error of each task over the points in [-1, 1]^2, [2]; the points next to 0 where there are none."""
+def _error_by_image(arrays: Arrays, *, inside: bool) -> Correct:
+    """Mean error of each image over the grid, or its points in [-1, 1]^2; the points next to 0 where there are none."""
     one, two = (np.abs(arrays[name]) for name in ("scales_1", "scales_2"))
-    rows, columns = (s <= max(1.0, float(s.min())) for s in (one, two))
-    return arrays["by_task"][:, rows][:, :, columns].mean((1, 2))
+    rows, columns = (s <= max(1.0 if inside else np.inf, float(s.min())) for s in (one, two))
+    distances = (arrays[name][rows][:, columns].mean((0, 1), dtype=np.float64) for name in ("distance_1", "distance_2"))
+    return {task: torch.from_numpy(d) for task, d in zip(arrays["tasks"].tolist(), distances, strict=True)}
 
 
-def _bound(means: np.ndarray, images: Sequence[int]) -> float:
-    """Largest variance of a sum of means of values in [0, 1]."""
-    return float(sum(e * (1 - e) / n for e, n in zip(means, images, strict=True)))
+def _lower(words: str, errors: Correct, others: Correct, unit: str = "") -> Check:
+    gap = _sum(statistics.differences(others, errors))
+    return Check(words, gap.value, gap.stderr, unit)
+
+
+def _sum(terms: Mapping[str, Measured]) -> Measured:
+    mean = statistics.mean_of(terms)
+    return Measured(value=len(terms) * mean.value, stderr=len(terms) * mean.stderr)
+
+
+def _disturbance_error(arrays: Arrays, others: Arrays) -> float:
+    """Standard error of the difference of the means of |ratio - 1| off the diagonal, paired by image.
+
+    Near a ratio that is not 1, |ratio - 1| is linear in it: task by task it is a ratio of signed sums of models.
+    """
+    ours, theirs = (_signed(a) for a in (arrays, others))
+    before = split_by_task(arrays["correct_before"], arrays)
+    return statistics.mean_of(statistics.ratio_differences(ours, before, theirs, before)).stderr
+
+
+def _signed(arrays: Arrays) -> Correct:
+    """Mean over the other tasks' models of correctness with the sign of ratio - 1, by task."""
+    signs = np.sign(arrays["ratio"] - 1) * ~np.eye(len(arrays["ratio"]), dtype=bool)
+    by_image = np.repeat(signs, arrays["images"], axis=1) * arrays["correct"]
+    return split_by_task(by_image.sum(0) / (len(signs) - 1), arrays)
 
 
 def _off_diagonal(values: np.ndarray) -> np.ndarray:

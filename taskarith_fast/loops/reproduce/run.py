@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from taskarith_fast.loops.demo import make_folder
 from taskarith_fast.loops.demo_config import as_json
 from taskarith_fast.loops.machine import machine_facts, versions
 from taskarith_fast.loops.reproduce.bench import Bench
-from taskarith_fast.loops.reproduce.entries import ABSENT, ENTRIES
+from taskarith_fast.loops.reproduce.encoders import AXES, PAPER, SHIPPED
+from taskarith_fast.loops.reproduce.entries import ENTRIES, Entry
 from taskarith_fast.loops.reproduce.published import published
-from taskarith_fast.loops.reproduce.setting import Setting, papers, shipped
+from taskarith_fast.loops.reproduce.setting import OWN, Setting, papers, shipped, words_of
 from taskarith_fast.loops.runtime import device_of
 from taskarith_fast.loops.runtime import threads as limit_threads
-from taskarith_fast.loops.stages import Store
+from taskarith_fast.loops.stages import Artefact, Store
 
 
 def entry_lines() -> list[str]:
-    """Every table and figure of the papers, a line each, those without a recipe with the reason."""
+    """Every table and figure of the papers, a line each."""
     found = published()
-    return [f"{name:16s} {entry.caption}" if name in ENTRIES else f"{name:16s} (not here: {ABSENT[name]})"
-            for name, entry in found.items()]  # fmt: skip
+    return [f"{name:16s} {entry.caption}" for name, entry in found.items()]
 
 
 def reproduce(
@@ -40,7 +41,7 @@ def reproduce(
         out: Folder of pages and of finished stages; entries that need the same models share them.
         data: Folder with the papers' eight datasets. With it the paper's protocol runs on the paper's encoder; without
             it the same protocol runs on the shipped tasks and backbone.
-        encoder: Another encoder, as for `load_encoder`.
+        encoder: Another encoder, as for `load_encoder`; for entries that compare encoders several, with commas between.
         quick: Fewer tasks, images and points; without effect on the papers' data.
         seeds: Seeds of fine-tuning to average over; analyses take the first.
         device, threads: As for `run_demo`.
@@ -57,40 +58,50 @@ def reproduce(
     if seeds < 1 or threads < 0:
         raise ArgumentError(f"seeds must be at least 1 and threads at least 0, got {seeds} and {threads}")
     entry = ENTRIES[name]
+    if len(_named(encoder)) > 1 and not entry.axis:
+        raise ArgumentError(f"encoder must be one name: {name} compares no encoders, got {encoder!r}")
     make_folder(out)
     with limit_threads(threads or None):
+        common: dict[str, Any] = {"seeds": seeds, "device": device}
         if data is not None:
-            setting = papers(data, encoder or entry.encoder, heads=entry.heads, seeds=seeds, device=device)
+            heads = "probe" if entry.axis else entry.heads
+            settings = [papers(data, encoder, label=label, heads=heads, **common) for label, encoder in
+                        (_named(encoder) or _papers_encoders(entry)).items()]  # fmt: skip
+        elif encoder is not None:
+            settings = [shipped(quick=quick, encoder=name, **common) for name in _named(encoder).values()]
         else:
-            setting = shipped(quick=quick, seeds=seeds, device=device, encoder=encoder)
-        return run_entry(name, setting, out)
+            variants = SHIPPED[entry.axis] if entry.axis else [OWN]
+            settings = [shipped(quick=quick, variant=variant, **common) for variant in variants]
+        return run_entry(name, settings, out)
 
 
-def run_entry(name: str, setting: Setting, out: Path) -> Path:
-    """Run an entry in any setting."""
+def run_entry(name: str, settings: Sequence[Setting], out: Path) -> Path:
+    """Run an entry in any setting, or in several that differ in the encoder if that is what it compares."""
     entry, paper = ENTRIES[name], published()[name]
-    bench = Bench(setting, Store(out / "stages"))
-    outcome = entry.run(bench, paper)
+    costs: dict[str, Artefact] = {}
+    benches = {setting.name: Bench(setting, Store(out / "stages"), costs) for setting in settings}
+    outcome = entry.run(benches if entry.axis else benches[settings[0].name], paper)
+    configurations = [as_json(setting.config) for setting in settings]
     facts: dict[str, Any] = {
-        "configuration": as_json(setting.config),
+        "configuration": configurations if entry.axis else configurations[0],
         "versions": versions(),
-        "machine": machine_facts(device_of(setting.encoder).type),
+        "machine": machine_facts(device_of(settings[0].encoder).type),
         "stages": [
             {"stage": stage, "seconds": round(cost.seconds, 2), "peak_rss_mb": round(cost.peak_rss_mb)}
-            for stage, cost in bench.cost.items()
+            for stage, cost in costs.items()
         ],
     }
     stem = name.replace("/", "-")
     page = render_reproduction(
-        name=name, caption=paper.caption, source=paper.source, claim=entry.claim, setting=setting.words,
-        papers=setting.papers, outcome=outcome, seconds=sum(cost.seconds for cost in bench.cost.values()),
-        peak_mb=max((cost.peak_rss_mb for cost in bench.cost.values()), default=0.0), facts=facts,
+        name=name, caption=paper.caption, source=paper.source, claim=entry.claim, setting=words_of(settings),
+        papers=settings[0].papers, outcome=outcome, seconds=sum(cost.seconds for cost in costs.values()),
+        peak_mb=max((cost.peak_rss_mb for cost in costs.values()), default=0.0), facts=facts,
     )  # fmt: skip
     document = {
         "name": name,
         "source": paper.source,
         "claim": entry.claim,
-        "papers_protocol": setting.papers,
+        "papers_protocol": settings[0].papers,
         "checks": [{**vars(check), "verdict": check.verdict} for check in outcome.checks],
         "tables": [vars(table) for table in outcome.tables],
         **facts,
@@ -100,9 +111,17 @@ def run_entry(name: str, setting: Setting, out: Path) -> Path:
     return out / f"{stem}.html"
 
 
+def _named(encoder: str | None) -> dict[str, str]:
+    """The encoders that a user named, by name."""
+    return {name.strip(): name.strip() for name in encoder.split(",")} if encoder else {}
+
+
+def _papers_encoders(entry: Entry) -> dict[str, str]:
+    """What the paper ran an entry on: what it calls an encoder -> its name here."""
+    return {label: PAPER[label] for label in AXES[entry.axis]} if entry.axis else {entry.encoder: entry.encoder}
+
+
 def _unknown(name: str) -> str:
-    if name in ABSENT:
-        return f"{name} has no recipe here: {ABSENT[name]}"
     close = difflib.get_close_matches(name, ENTRIES, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "; taskarith reproduce --list shows them"
     return f"name must be a table or figure such as talos/table1, got {name!r}{hint}"

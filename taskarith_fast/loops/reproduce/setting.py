@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from taskarith_fast import data
@@ -25,7 +26,23 @@ _RECIPES: dict[str, FinetuneConfig] = {
     **{key: config for key, (_, config) in RECIPES.items()},
     **{key: dataclasses.replace(_DEMO, recipe=key) for key in ("p2", "p3", "p4")},
     "lora": dataclasses.replace(_DEMO, recipe="lora", lr=1e-3),
+    "head_too": dataclasses.replace(RECIPES["full"][1], train_head=True),
+    "random_head": dataclasses.replace(RECIPES["full"][1], train_head=True, head_lr=DemoConfig.random_head_lr),
 }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The shipped backbone as one of several encoders that are compared."""
+
+    label: str
+    depth: int | None = DemoConfig.depth
+    """Blocks that are kept."""
+    pretrained: bool = True
+    """False draws random weights."""
+
+
+OWN = Variant("")
 
 
 @dataclass(frozen=True)
@@ -38,42 +55,56 @@ class Setting:
     tasks: Mapping[str, data.Task]
     papers: bool
     """Whether these are the papers' data, encoder and protocol."""
+    label: str = ""
+    """What the encoder is called beside others; empty takes its name."""
 
     @property
-    def words(self) -> str:
-        """What ran, in a sentence or two."""
-        names = ", ".join(self.tasks)
-        if self.papers:
-            return f"The paper's protocol with {self.config.encoder} on {names}."
-        return (
-            f"The paper's data and encoder are not used here: the same protocol ran on {self.config.encoder} and the "
-            f"tasks {names}, shipped with the package, at most {self.config.train} training images each. Numbers "
-            "can therefore not agree with the paper's; whether its statements carry over is what this page shows."
-        )
+    def name(self) -> str:
+        """The encoder in a word or two."""
+        return self.label or self.config.encoder
 
     def recipe(self, key: str) -> FinetuneConfig:
         """How a recipe is trained here."""
-        if self.papers:
-            return dataclasses.replace(FINETUNE_PRESETS["paper"], recipe=_RECIPES[key].recipe)
         config = _RECIPES[key]
+        if self.papers:
+            same = {name: getattr(config, name) for name in ("recipe", "train_head", "head_lr")}
+            return dataclasses.replace(FINETUNE_PRESETS["paper"], **same)
         return dataclasses.replace(config, epochs=_EPOCHS_QUICK) if self.config.preset == "quick" else config
 
 
-def shipped(*, quick: bool, seeds: int, device: str, encoder: str | None = None) -> Setting:
-    """The shipped tasks, and the shipped backbone unless another encoder is named."""
-    own = encoder is None
+def words_of(settings: Sequence[Setting]) -> str:
+    """What ran, in a sentence or two."""
+    first = settings[0]
+    names = ", ".join(first.tasks)
+    encoders = "; ".join(f"{s.label} ({s.config.encoder})" if s.label else s.config.encoder for s in settings)
+    if first.papers:
+        return f"The paper's protocol with {encoders} on {names}."
+    return (
+        f"The paper's data and encoder are not used here: the same protocol ran on {encoders} and the tasks {names}, "
+        f"shipped with the package, at most {first.config.train} training images each. Numbers can therefore not agree "
+        "with the paper's; whether its statements carry over is what this page shows."
+    )
+
+
+def shipped(
+    *, quick: bool, seeds: int, device: str, encoder: str | None = None, variant: Variant = OWN
+) -> Setting:  # fmt: skip
+    """The shipped tasks, and a variant of the shipped backbone unless another encoder is named."""
     config = dataclasses.replace(PRESETS["quick" if quick else "default"], recipes={}, seeds=tuple(range(seeds)))
     config = dataclasses.replace(config, adaptation_steps=30 if quick else 100, sensitivity_images=32 if quick else 64)
     if not quick:
         config = dataclasses.replace(config, train=400, val=100)
-    if encoder is not None:
+    if encoder is None:
+        config = dataclasses.replace(config, depth=variant.depth)
+    else:
         config = dataclasses.replace(config, encoder=encoder, depth=None, image_size=None)
+        variant = Variant("")
     tasks = limit_tasks(data.load_tasks(config.tasks), config)
-    return _made(config, tasks, device, papers=False, image_size=config.image_size if own else None)
+    return _made(config, tasks, device, variant)
 
 
-def papers(root: Path, encoder: str, *, heads: str, seeds: int, device: str) -> Setting:
-    """The papers' eight tasks below `root`, and one of their encoders.
+def papers(root: Path, encoder: str, *, heads: str, seeds: int, device: str, label: str = "") -> Setting:
+    """The papers' eight tasks below `root`, and one of their encoders, which is called `label` beside others.
 
     Raises:
         DataError: If one of the datasets is missing.
@@ -84,12 +115,14 @@ def papers(root: Path, encoder: str, *, heads: str, seeds: int, device: str) -> 
         test=_ALL, seeds=tuple(range(seeds)), probe=PROBE_PRESETS["paper"], heads=heads, recipes={},
     )  # fmt: skip
     tasks = {name: data.load_torchvision(name, root) for name in PAPER_TASKS}
-    return _made(config, tasks, device, papers=True, image_size=None)
+    return _made(config, tasks, device, Variant(label))
 
 
-def _made(
-    config: DemoConfig, tasks: Mapping[str, data.Task], device: str, *, papers: bool, image_size: int | None
-) -> Setting:
+def _made(config: DemoConfig, tasks: Mapping[str, data.Task], device: str, variant: Variant) -> Setting:
     place = str(resolve_device(device))
-    encoder = load_encoder(config.encoder, image_size=image_size, depth=config.depth).to(place)
-    return Setting(at_device(config, place), encoder, tasks, papers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of random weights
+        encoder = load_encoder(
+            config.encoder, pretrained=variant.pretrained, image_size=config.image_size, depth=config.depth
+        ).to(place)
+    return Setting(at_device(config, place), encoder, tasks, config.preset == "papers", variant.label)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import hypot
 
 from taskarith_fast.analysis.outcome import Check, Outcome, Table, number, percent
-from taskarith_fast.analysis.results import Measured, Results, Row
+from taskarith_fast.analysis.results import Measured
+from taskarith_fast.loops import statistics
 from taskarith_fast.loops.reproduce.bench import Bench
 from taskarith_fast.loops.reproduce.published import Published
-
-Place = tuple[str, str]
-"""Recipe and method of a row here."""
-
-_MEASURES: dict[str, Callable[[Row], Measured]] = {"abs": lambda r: r.mean, "norm": lambda r: r.normalized_mean}
+from taskarith_fast.loops.reproduce.study import Study, in_points
+from taskarith_fast.loops.results import Place
 
 
 @dataclass(frozen=True)
@@ -51,14 +48,14 @@ def addition(
     """
     recipes = list(dict.fromkeys(place[0] for place in places if place and place[0]))
     found = bench.study(*_with_full(recipes), more_merges=dict(more or {}), extra_rows=extra_rows)
-    rows = [_row(found, place) for place in places]
+    rows = [found.row(place) for place in places]
     ours = ["here, " + column for column in (["single"] if single else []) + (["abs"] if by_task else ["abs", "norm"])]
     tasks = bench.tasks if by_task else []
     shown = published.columns[-1:] if by_task else published.columns[1:]
     columns = [published.columns[0], *ours, *tasks, *(f"paper, {c}" for c in shown)]
     lines = []
     for theirs, place, row in zip(published.rows, places, rows, strict=True):
-        alone = _row(found, (place[0], "individual")) if place and place[0] else None
+        alone = found.row((place[0], "individual")) if place and place[0] else None
         numbers = [percent(alone.mean if alone else None)] if single else []
         numbers.append(percent(row.mean if row else None))
         if not by_task:
@@ -75,22 +72,18 @@ def addition(
 def probing(bench: Bench, published: Published) -> Outcome:
     """Linear probing, single-task and task-addition accuracy of one backbone, with a head fixed beforehand."""
     found = bench.study("full")
-    probe, single, added = (_need(found, ("full", m)) for m in ("probe", "individual", "task_arithmetic"))
+    probe, single, added = (found.need(("full", m)) for m in ("probe", "individual", "task_arithmetic"))
     scale = ", ".join(f"{choice['scale']:g}" for choice in added.hyperparameters)
     table = Table(
         "Accuracy (%)",
-        ["encoder", "probing", "single-task", "addition", "addition, normalised", "scale"],
-        [[bench.setting.config.encoder, percent(probe.mean), percent(single.mean), percent(added.mean),
-          percent(added.normalized_mean), scale]],
+        ["probing", "single-task", "addition", "addition, normalised", "scale"],
+        [[percent(probe.mean), percent(single.mean), percent(added.mean), percent(added.normalized_mean), scale]],
         "The paper's values are not in the text that we have; --encoder runs other pre-trained encoders.",
     )  # fmt: skip
     gain = added.over_probe
     return Outcome(
         [table],
-        [
-            Check("task addition is above linear probing", 100 * gain.value, 100 * gain.stderr),
-            Check("by 2 points or more", 100 * gain.value - 2, 100 * gain.stderr),
-        ],
+        [in_points("task addition is above linear probing", gain), in_points("by 2 points or more", gain, beyond=2)],
     )
 
 
@@ -98,16 +91,15 @@ def negation(bench: Bench, published: Published, *, recipes: Sequence[str | None
     """Every task forgotten under the control rule; `recipes` are the counterparts of the published rows."""
     names = _with_full([r for r in recipes if r])
     found = bench.study(*names, negation_scales=(0.25, 0.5, 0.75, 1.0))
-    first = [n for n in found.negation if n.recipe == names[0]]
+    negation = found.results.negation
+    first = [n for n in negation if n.recipe == names[0]]
     before = (_mean([n.target_before for n in first]), _mean([n.control_before for n in first]))
-    lines, after = [], {}
+    lines = []
     for theirs, recipe in zip(published.rows, recipes, strict=True):
-        mine = [n for n in found.negation if n.recipe == recipe]
+        mine = [n for n in negation if n.recipe == recipe]
         pair = (_mean([n.target_after for n in mine]), _mean([n.control_after for n in mine])) if mine else None
         if recipe == "":
             pair = before
-        if pair and recipe:
-            after[recipe] = pair[0]
         printed = [percent(m) for m in pair] if pair else ["", ""]
         lines.append([str(theirs[0]), *printed, *map(number, theirs[1:])])
     columns = ["method", "here, target", "here, control", *(f"paper, {c}" for c in published.columns[1:])]
@@ -115,15 +107,17 @@ def negation(bench: Bench, published: Published, *, recipes: Sequence[str | None
         "Target: lower is better. The control of each task is the next task here, ImageNet in the paper. "
         "± is one standard error over the test images."
     )
-    checks = [_lower(f"{recipe} forgets more than full fine-tuning", after["full"], after[recipe])
-              for recipe in ("talos", "linearized") if recipe in after]  # fmt: skip
+    checks = [
+        in_points(f"{recipe} forgets more than full fine-tuning", found.above(("full", "negate"), (recipe, "negate")))
+        for recipe in ("talos", "linearized") if recipe in names
+    ]  # fmt: skip
     return Outcome([Table("Accuracy (%)", columns, lines, note)], checks)
 
 
 def iteration_cost(bench: Bench, published: Published, *, recipes: Sequence[str]) -> Outcome:
     """Seconds and memory of a training iteration, by recipe."""
     found = bench.study(*_with_full(recipes))
-    costs = {cost.recipe: cost for cost in found.costs}
+    costs = {cost.recipe: cost for cost in found.results.costs}
     lines = [
         [recipe, f"{costs[recipe].forward_backward:.4f}", f"{costs[recipe].step:.4f}",
          f"{costs[recipe].forward_backward + costs[recipe].step:.4f}", f"{costs[recipe].peak_rss_mb / 1024:.2f}"]
@@ -134,7 +128,7 @@ def iteration_cost(bench: Bench, published: Published, *, recipes: Sequence[str]
         ["recipe", "forward and backward (s)", "optimizer (s)", "total (s)", "peak (GiB, process)"],
         lines,
         "Medians over all steps of all runs on this machine, batch "
-        f"{found.config['recipes']['full']['batch_size']}; reading the images is counted in.",
+        f"{found.results.config['recipes']['full']['batch_size']}; reading the images is counted in.",
     )
     theirs = Table("The paper's table", list(published.columns), _printed(published))
     total = {r: costs[r].forward_backward + costs[r].step for r in recipes}
@@ -151,7 +145,7 @@ def stage_cost(bench: Bench, published: Published, *, recipes: Sequence[str]) ->
     lines, total = [], {}
     for theirs, recipe in zip(published.rows, recipes, strict=True):
         spent = {
-            group: sum(t.seconds for t in found.timing if t.group == group and f"-{recipe}-" in t.stage)
+            group: sum(t.seconds for t in found.results.timing if t.group == group and f"-{recipe}-" in t.stage)
             for group in ("Selecting weights", "Fine-tuning")
         }
         total[recipe] = sum(spent.values())
@@ -167,38 +161,14 @@ def stage_cost(bench: Bench, published: Published, *, recipes: Sequence[str]) ->
     return Outcome([Table("Time", columns, lines, note)], checks)
 
 
-def _compared(found: Results, statement: Better) -> Check:
-    one, other = _need(found, statement.one), _need(found, statement.other)
-    words = f"{_name(one)} is above {_name(other)}"
-    measure = _MEASURES[statement.measure]
-    a, b = measure(one), measure(other)
-    if other.method == "probe" and statement.measure == "abs":
-        return Check(words, 100 * one.over_probe.value, 100 * one.over_probe.stderr)
-    kind = "in normalised accuracy" if statement.measure == "norm" else "in accuracy"
-    return Check(f"{words} {kind}", 100 * (a.value - b.value), 100 * hypot(a.stderr, b.stderr))
-
-
-def _lower(words: str, reference: Measured, ours: Measured) -> Check:
-    return Check(words, 100 * (reference.value - ours.value), 100 * hypot(reference.stderr, ours.stderr))
-
-
-def _name(row: Row) -> str:
-    return f"{row.label} ({row.recipe})" if row.recipe else row.label
-
-
-def _row(found: Results, place: Place | None) -> Row | None:
-    return None if place is None else found.row(place[1], place[0])
-
-
-def _need(found: Results, place: Place) -> Row:
-    row = _row(found, place)
-    assert row is not None, place
-    return row
+def _compared(found: Study, statement: Better) -> Check:
+    one, other, measure = statement.one, statement.other, statement.measure
+    kind = "in normalised accuracy" if measure == "norm" else "in accuracy"
+    return in_points(f"{found.name(one)} is above {found.name(other)} {kind}", found.above(one, other, measure))
 
 
 def _mean(values: Sequence[Measured]) -> Measured:
-    value = sum(m.value for m in values) / len(values)
-    return Measured(value=value, stderr=sum(m.stderr**2 for m in values) ** 0.5 / len(values))
+    return statistics.mean_of(dict(enumerate(values)))
 
 
 def _printed(published: Published) -> list[list[str]]:
