@@ -78,7 +78,7 @@ def cosine_figure(results: Results, recipe: str) -> Figure:
 def cart_grid_figure(results: Results, recipe: str) -> Figure:
     """CART's validation score against the rank it keeps, one line a scale; the chosen points are marked."""
     curve = next(c for c in results.curves.cart_rank if c.recipe == recipe)
-    figure, axes = axes_of(height=4.2)
+    figure, axes = axes_of(height=3.8)
     percent = 100 * np.array(curve.rank_ratio)
     scores = 100 * np.array(curve.val_normalized)  # [R, S]
     steps = theme().sequence
@@ -98,7 +98,7 @@ def cart_grid_figure(results: Results, recipe: str) -> Figure:
 def rank_figure(results: Results, recipe: str) -> Figure:
     """CART's test accuracy against the rank it keeps, at the scale that validation chose."""
     curve = next(c for c in results.curves.cart_rank if c.recipe == recipe)
-    figure, axes = axes_of(height=4.2)
+    figure, axes = axes_of(height=3.8)
     percent = 100 * np.array(curve.rank_ratio)
     test, error = 100 * np.array(curve.test_mean), 100 * np.array(curve.test_stderr)
     axes.errorbar(percent, test, yerr=error, color=_COLOURS["cart"], marker="D", markersize=6, capsize=3,

@@ -51,7 +51,7 @@ def compared_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], label: 
 
 def rank_figure(arrays: Arrays) -> Figure:
     """Mean accuracy along the rank: colours are origins, full lines the strongest parts, dashed the weakest."""
-    figure, axes = axes_of(6.6, 4.2)
+    figure, axes = axes_of(height=3.8)
     words = {"average": "around the average", "base": "around the base",
              "largest": "strongest parts", "smallest": "weakest parts"}  # fmt: skip
     for o, origin in enumerate(arrays["origins"].tolist()):
@@ -67,7 +67,7 @@ def rank_figure(arrays: Arrays) -> Figure:
 
 def rank_by_task(arrays: Arrays) -> Figure:
     """Accuracy of every task along the rank, for the first origin and order."""
-    figure, axes = axes_of(6.6, 4.2)
+    figure, axes = axes_of(height=3.8)
     for v, name in enumerate(arrays["tasks"].tolist()):
         values = 100 * arrays["accuracy"][0, 0, :, v]
         axes.plot(100 * arrays["rank_ratio"], values, color=_colour(v), marker=_marker(v), markersize=4, label=name)

@@ -39,7 +39,7 @@ def table(
     low: float | None = None, high: float | None = None, digits: int = 2,
 ) -> Figure:  # fmt: skip
     """A matrix with its numbers; with a middle, colours diverge from it."""
-    width, height = 2.6 + 0.62 * len(columns), 1.7 + 0.46 * len(rows)
+    width, height = 2.3 + 0.54 * len(columns), 1.6 + 0.42 * len(rows)
     figure, axes = axes_of(width, height)
     finite = values[np.isfinite(values)]
     low = float(finite.min(initial=0.0)) if low is None else low
@@ -52,7 +52,7 @@ def table(
     image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto")
     for i, j in np.ndindex(values.shape):
         text = f"{values[i, j]:.{digits}f}" if np.isfinite(values[i, j]) else "–"
-        axes.text(j, i, text, ha="center", va="center", fontsize=8, color=_over(colours(norm(values[i, j]))[:3])
+        axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color=_over(colours(norm(values[i, j]))[:3])
                   if np.isfinite(values[i, j]) else theme().muted)  # fmt: skip
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
@@ -120,7 +120,7 @@ def landscapes_by_task(arrays: Arrays) -> dict[str, Figure]:
 
 
 def _landscape(arrays: Arrays, loss: np.ndarray, label: str) -> Figure:
-    figure, axes = axes_of(6.4, 4.8)
+    figure, axes = axes_of(5.8, 4.6)
     low = float(loss.min())
     levels = low + (float(loss.max()) - low + 1e-9) * np.linspace(0, 1, 25) ** 2  # dense where the loss is low
     image = axes.contourf(arrays["x"], arrays["y"], loss.T, levels=levels, cmap="viridis", antialiased=False)

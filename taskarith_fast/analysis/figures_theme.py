@@ -82,8 +82,8 @@ def themed(name: str) -> Iterator[None]:
         _theme.reset(token)
 
 
-def axes_of(width: float = 6.2, height: float = 3.8, **options: Any) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes."""
+def axes_of(width: float = 5.4, height: float = 3.5, **options: Any) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, narrow enough for its text to be read on a phone."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(**options)
 

@@ -105,8 +105,8 @@ def along_counts(bench: Bench, *, methods: dict[str, dict[str, Any]]) -> tuple[n
     """Numbers of tasks, and normalised accuracies of the first method's merges."""
     method, words = next(iter(methods.items()))
     arrays = bench.analyze("task_count", "full", method=method, **words)
-    sizes = np.arange(1, len(bench.tasks) + 1)
-    return sizes, np.array([_by_size(arrays, size) for size in sizes])
+    sizes = range(1, len(bench.tasks) + 1)
+    return np.array(sizes), np.array([_by_size(arrays, size) for size in sizes])
 
 
 def densities(bench: Bench, published: Published) -> Outcome:

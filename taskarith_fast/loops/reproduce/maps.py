@@ -51,8 +51,8 @@ def disentanglement(
         for one, other in less:
             checks.append(_lower(f"{one} is more disentangled than {other} ({distance})", near[one], near[other]))
         if distance == "prediction" and not less:
-            recipe, words = recipes[0], "the error is lower inside [-1, 1]² than over the whole grid"
-            checks.append(_lower(words, near[recipe], far[recipe]))
+            statement = "the error is lower inside [-1, 1]² than over the whole grid"
+            checks.append(_lower(statement, near[recipes[0]], far[recipes[0]]))
     note = f"{points} x {points} points on [-{reach:g}, {reach:g}]². ± is one standard error over the test images."
     columns = ["recipe", "distance", "mean error inside [-1, 1]²", "mean error over the grid"]
     return Outcome([Table("Disentanglement error", columns, lines, note)], checks, figures)
@@ -122,8 +122,8 @@ def landscape(bench: Bench, published: Published) -> Outcome:
     lines = [[f"{100 * ratio:g} %", f"{value:.3f}"] for ratio, value in zip(arrays["rank_ratio"], losses, strict=True)]
     inner = int(np.argmin(np.abs(arrays["rank_ratio"] - 0.08)))
     average, kept = (split_by_task(arrays["rank_losses"][r], arrays) for r in (0, inner))
-    words = "the way along the rank passes a lower loss at 8 % than at the average"
-    checks = [_lower(words, kept, average, "nats")]
+    statement = "the way along the rank passes a lower loss at 8 % than at the average"
+    checks = [_lower(statement, kept, average, "nats")]
     title = "CART's loss along the rank, summed over tasks (test images)"
     figures = {"Loss, summed over the tasks, and the ways through it": drawn("landscape", arrays)}
     return Outcome([Table(title, ["rank kept", "loss"], lines)], checks, figures)
@@ -137,9 +137,9 @@ def _error_by_image(arrays: Arrays, *, inside: bool) -> Correct:
     return {task: torch.from_numpy(d) for task, d in zip(arrays["tasks"].tolist(), distances, strict=True)}
 
 
-def _lower(words: str, errors: Correct, others: Correct, unit: str = "") -> Check:
+def _lower(statement: str, errors: Correct, others: Correct, unit: str = "") -> Check:
     gap = _sum(statistics.differences(others, errors))
-    return Check(words, gap.value, gap.stderr, unit)
+    return Check(statement, gap.value, gap.stderr, unit)
 
 
 def _sum(terms: Mapping[str, Measured]) -> Measured:
