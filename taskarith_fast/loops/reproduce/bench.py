@@ -47,6 +47,16 @@ class Bench:
         """Names of the tasks."""
         return list(self.setting.tasks)
 
+    @property
+    def quick(self) -> bool:
+        """Whether grids are to be coarse."""
+        return self.setting.config.preset == "quick"
+
+    def lambda_curve(self, recipe: str, **changes: Any) -> Arrays:
+        """Accuracy along the scales that task arithmetic may have."""
+        scales = list(self.setting.config.task_arithmetic_scales)
+        return self.analyze("lambda_curve", recipe, scales=scales, changes=changes)
+
     def study(self, *recipes: str, **changes: Any) -> Study:
         """Probe, fine-tune by each recipe, merge, evaluate; `changes` are fields of `DemoConfig`."""
         config, plan = self._plan(recipes, changes)

@@ -18,6 +18,7 @@ from taskarith_fast.loops.reproduce.study import in_points, split_by_task
 from taskarith_fast.loops.statistics import Correct
 
 _RANKS = [0.0, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0]
+_RANKS_QUICK = [0.0, 0.04, 0.08, 0.32, 1.0]
 _BEST = 0.08
 DENSITIES = (0.01, 0.05, 0.1, 0.3, 0.5, 1.0)
 
@@ -27,9 +28,10 @@ def ranks(
     kind: str = "rank_sweep", by_task: bool = False,
 ) -> Outcome:  # fmt: skip
     """Accuracy along the rank, each statement at the paper's 8 %: no rank is chosen on test images."""
-    words: dict[str, Any] = {"rank_ratios": _RANKS, "orders": list(orders), "origins": list(origins)}
+    ratios = _RANKS_QUICK if bench.quick else _RANKS
+    words: dict[str, Any] = {"rank_ratios": ratios, "orders": list(orders), "origins": list(origins)}
     arrays = bench.analyze(kind, "full", **words)
-    best, full = _RANKS.index(_BEST), len(_RANKS) - 1
+    best, full = ratios.index(_BEST), len(ratios) - 1
 
     def difference(statement: str, one: tuple[int, int, int], other: tuple[int, int, int]) -> Check:
         a, b = (split_by_task(arrays["correct"][place], arrays) for place in (one, other))
@@ -53,20 +55,20 @@ def ranks(
             f"{100 * r:g} %",
             *(percent(_measured(arrays, (*place, i))) for place in np.ndindex(len(origins), len(orders))),
         ]
-        for i, r in enumerate(_RANKS)
+        for i, r in enumerate(ratios)
     ]
     note = "Scale 1 around the average, 0.3 (routed: 1) around the base."
     tables = [Table("Mean test accuracy (%)", columns, lines, note)]
     if by_task:
         values = arrays["accuracy"][0, 0]
-        rows = [[f"{100 * r:g} %", *(f"{100 * v:.1f}" for v in values[i])] for i, r in enumerate(_RANKS)]
+        rows = [[f"{100 * r:g} %", *(f"{100 * v:.1f}" for v in values[i])] for i, r in enumerate(ratios)]
         tables.append(Table("By task (%)", ["rank kept", *bench.tasks], rows))
     return Outcome(tables, checks, {"Mean accuracy along the rank": drawn(kind, arrays)})
 
 
 def task_counts(bench: Bench, published: Published, *, methods: dict[str, dict[str, Any]]) -> Outcome:
     """Accuracy of merges of all subsets of the tasks; `methods` are parameters with their scales."""
-    found = {m: bench.analyze("task_count", "full", method=m, **words) for m, words in methods.items()}
+    found = {m: _counted(bench, m, words) for m, words in methods.items()}
     sizes = range(1, len(bench.tasks) + 1)
     normalized = {m: [_by_size(arrays, size) for size in sizes] for m, arrays in found.items()}
     lines = [[str(size), *(f"{100 * normalized[m][i]:.1f}" for m in methods)] for i, size in enumerate(sizes)]
@@ -86,7 +88,7 @@ def task_counts(bench: Bench, published: Published, *, methods: dict[str, dict[s
 
 def scales(bench: Bench, published: Published) -> Outcome:
     """Normalised accuracy along lambda."""
-    arrays = bench.analyze("lambda_curve", "full")
+    arrays = bench.lambda_curve("full")
     curve, at = arrays["normalized"], arrays["scales"]
     lines = [[f"{s:g}", f"{100 * v:.1f}"] for s, v in zip(at, curve, strict=True)]
     added = bench.study("full").need(("full", "task_arithmetic"))
@@ -97,14 +99,14 @@ def scales(bench: Bench, published: Published) -> Outcome:
 
 def along_scales(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
     """The scales of `scales`, and the normalised accuracies there."""
-    arrays = bench.analyze("lambda_curve", "full")
+    arrays = bench.lambda_curve("full")
     return arrays["scales"], arrays["normalized"]
 
 
 def along_counts(bench: Bench, *, methods: dict[str, dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of tasks, and normalised accuracies of the first method's merges."""
     method, words = next(iter(methods.items()))
-    arrays = bench.analyze("task_count", "full", method=method, **words)
+    arrays = _counted(bench, method, words)
     sizes = range(1, len(bench.tasks) + 1)
     return np.array(sizes), np.array([_by_size(arrays, size) for size in sizes])
 
@@ -174,6 +176,12 @@ def sensitivity(bench: Bench, published: Published) -> Outcome:
     figure = in_both(lambda: sensitivity_figure(study.results))
     title = f"Relative change of per-image gradients, {next(iter(curves.values())).task}"
     return Outcome([Table(title, ["recipe", *steps], lines)], checks, {"Change along training": figure})
+
+
+def _counted(bench: Bench, method: str, words: dict[str, Any]) -> Arrays:
+    """Merges of all subsets; in quick form every third scale."""
+    scales = words["scales"][::3] if bench.quick else words["scales"]
+    return bench.analyze("task_count", "full", method=method, **words | {"scales": scales})
 
 
 def _measured(arrays: Arrays, place: tuple[int, int, int]) -> Measured:

@@ -27,8 +27,8 @@ def from_random_heads(bench: Bench, published: Published) -> Outcome:
 def full_fine_tuning(bench: Bench, published: Published) -> Outcome:
     """The same along the scale of the sum of task vectors."""
     found = {
-        _KEPT: bench.analyze("lambda_curve", "full"),
-        _FROM_RANDOM: bench.analyze("lambda_curve", "random_head", changes=_RANDOM),
+        _KEPT: bench.lambda_curve("full"),
+        _FROM_RANDOM: bench.lambda_curve("random_head", **_RANDOM),
     }
     scales = found[_KEPT]["scales"]
     lines = [[f"{s:g}", *(f"{100 * arrays['normalized'][i]:.1f}" for arrays in found.values())]

@@ -25,7 +25,7 @@ def disentanglement(
     less: Sequence[tuple[str, str]], distances: Sequence[str] = ("prediction",), pair: tuple[int, int] = (0, 1),
 ) -> Outcome:  # fmt: skip
     """The error of each recipe on a grid; `less` are pairs of recipes of which the first has the lower error."""
-    if bench.setting.config.preset == "quick":
+    if bench.quick:
         points = _QUICK_POINTS
     tasks = [bench.tasks[t] for t in pair]
     figures: dict[str, Themed] = {}
@@ -115,8 +115,7 @@ def cosines(bench: Bench, published: Published, *, recipes: Sequence[str]) -> Ou
 
 def landscape(bench: Bench, published: Published) -> Outcome:
     """The loss on the plane of the models, with CART's way along the rank."""
-    quick = bench.setting.config.preset == "quick"
-    words: dict[str, Any] = {"points": 8 if quick else 20, "samples": 64 if quick else 512}
+    words: dict[str, Any] = {"points": 8, "samples": 64} if bench.quick else {"points": 20, "samples": 512}
     arrays = bench.analyze("landscape", "full", rank_ratios=[0.0, 0.04, 0.08, 0.16, 0.32, 1.0], **words)
     losses = arrays["rank_loss"].sum(1)
     lines = [[f"{100 * ratio:g} %", f"{value:.3f}"] for ratio, value in zip(arrays["rank_ratio"], losses, strict=True)]

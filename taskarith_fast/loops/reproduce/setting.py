@@ -14,6 +14,7 @@ from taskarith_fast import data
 from taskarith_fast.loops.config import FINETUNE_PRESETS, PROBE_PRESETS, FinetuneConfig
 from taskarith_fast.loops.demo import at_device, limit_tasks
 from taskarith_fast.loops.demo_config import PRESETS, RECIPES, DemoConfig
+from taskarith_fast.loops.merge import SCALES
 from taskarith_fast.loops.runtime import resolve_device
 from taskarith_fast.models import load_encoder
 
@@ -91,9 +92,11 @@ def shipped(
 ) -> Setting:  # fmt: skip
     """The shipped tasks, and a variant of the shipped backbone unless another encoder is named."""
     config = dataclasses.replace(PRESETS["quick" if quick else "default"], recipes={}, seeds=tuple(range(seeds)))
-    config = dataclasses.replace(config, adaptation_steps=30 if quick else 100, sensitivity_images=32 if quick else 64)
-    if not quick:
-        config = dataclasses.replace(config, train=400, val=100)
+    if quick:
+        coarse = {"task_arithmetic_scales": SCALES[::4], "ties_scales": tuple(2 * scale for scale in SCALES[::4])}
+        config = dataclasses.replace(config, adaptation_steps=10, sensitivity_images=32, **coarse)
+    else:
+        config = dataclasses.replace(config, adaptation_steps=100, train=400, val=100)
     if encoder is None:
         config = dataclasses.replace(config, depth=variant.depth)
     else:

@@ -54,8 +54,7 @@ def test_a_margin_is_taken_off_the_difference():
 
 
 def bench(arrays):
-    config = SimpleNamespace(preset="quick")
-    return SimpleNamespace(analyze=lambda *_, **__: arrays, tasks=["a", "b"], setting=SimpleNamespace(config=config))
+    return SimpleNamespace(analyze=lambda *_, **__: arrays, tasks=["a", "b"], quick=True)
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +65,8 @@ def no_figures(monkeypatch):
 
 def test_ranks_are_compared_image_by_image():
     """8 % and full rank differ on one image of four of task "a" alone: 0.125 +- sqrt(0.25 - 0.0625) / 2 / 2."""
-    correct = np.zeros((1, 1, 8, 6), dtype=bool)
-    correct[..., 3, 0] = True
+    correct = np.zeros((1, 1, 5, 6), dtype=bool)
+    correct[..., 2, 0] = True
     correct[..., 4] = True
     arrays = {"correct": correct, "images": np.array([4, 2]), "tasks": np.array(["a", "b"])}
     (check,) = curves.ranks(bench(arrays), None).checks
