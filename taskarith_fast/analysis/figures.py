@@ -42,7 +42,7 @@ def accuracy_figure(results: Results, recipe: str) -> Figure:
     high = max(row.mean.value + row.mean.stderr for row in rows)
     pad = 0.12 * (high - low) + 0.002
     axes.set_xlim(100 * (low - pad), 100 * (high + 2.2 * pad))
-    axes.set_xlabel("Test accuracy, mean over tasks (%), ± one standard error")
+    axes.set_xlabel("Mean test accuracy (%) ± one standard error")
     axes.grid(axis="x", linewidth=0.7)
     axes.tick_params(axis="y", length=0)
     return figure

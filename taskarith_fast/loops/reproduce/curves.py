@@ -20,6 +20,10 @@ from taskarith_fast.loops.statistics import Correct
 _RANKS = [0.0, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0]
 _RANKS_QUICK = [0.0, 0.04, 0.08, 0.32, 1.0]
 _BEST = 0.08
+_RANK_CAPTION = (
+    "Mean accuracy along the rank. Bands: one standard error of each point; points share their images, so differences "
+    "between them are more certain than the bands."
+)
 DENSITIES = (0.01, 0.05, 0.1, 0.3, 0.5, 1.0)
 
 
@@ -63,7 +67,7 @@ def ranks(
         values = arrays["accuracy"][0, 0]
         rows = [[f"{100 * r:g} %", *(f"{100 * v:.1f}" for v in values[i])] for i, r in enumerate(ratios)]
         tables.append(Table("By task (%)", ["rank kept", *bench.tasks], rows))
-    return Outcome(tables, checks, {"Mean accuracy along the rank": drawn(kind, arrays)})
+    return Outcome(tables, checks, {_RANK_CAPTION: drawn(kind, arrays)})
 
 
 def task_counts(bench: Bench, published: Published, *, methods: dict[str, dict[str, Any]]) -> Outcome:
