@@ -3,6 +3,7 @@
     python -m benchmarks.peers --install              # once: mergekit, fusion-bench, sd-mecha from PyPI (about 20 GB)
     python -m benchmarks.peers                        # eight ViT-B/32 image towers, 87.8 M float32 weights each
     python -m benchmarks.peers --model vit_l14 --tasks 8 --only taskarith_fast mergekit sd_mecha
+    python -m benchmarks.peers --model t5_large --distinct 4 --only taskarith_fast mergekit   # 21 GB of disk
     python -m benchmarks.peers --model vit_l14 --tasks 2 --only taskarith_fast fusion_bench   # 8 tasks need over 60 GB
 
 Every run is a process of its own, from its start to its end; printed are seconds, the peak resident memory, and the
@@ -27,6 +28,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 DENSITY, SCALE = 0.2, 1.0
+_MODELS = ("vit_ti32", "vit_s32", "vit_b32", "vit_l14", "t5_tiny", "t5_large")  # NOTE: keep in step with shapes.MODELS
 
 
 class FailedError(Exception):
@@ -57,8 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="make the peers' environments and stop")
     parser.add_argument("--environments", type=Path, default=Path("build/peers"), help="where they are")
-    parser.add_argument("--model", choices=("vit_ti32", "vit_s32", "vit_b32", "vit_l14"), default="vit_b32")
+    parser.add_argument("--model", choices=_MODELS, default="vit_b32")
     parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--distinct", type=int, help="models on disk; more tasks are hard links to them")
     parser.add_argument("--runs", type=int, default=1, help="rounds, interleaved; medians are printed")
     parser.add_argument("--only", nargs="+", choices=tuple(PEERS), default=list(PEERS))
     parser.add_argument("--json", type=Path, help="also write the results here")
@@ -86,7 +89,8 @@ def install(name: str, environments: Path) -> None:
 def compete(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Run every peer `runs` times and print a line for each."""
     make = "from benchmarks.shapes import write_models; import sys; write_models(*sys.argv[1:])"
-    subprocess.check_call([sys.executable, "-c", make, str(folder), options.model, str(options.tasks)])
+    distinct = options.tasks if options.distinct is None else max(options.distinct, 1)
+    subprocess.check_call([sys.executable, "-c", make, str(folder), options.model, str(options.tasks), str(distinct)])
     os.sync()  # what is still to be written would slow whoever runs first
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in options.only}
     apart = {}

@@ -15,6 +15,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ _WHOLE = ("cart", "regmean")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=tuple(shapes.TOWERS), default="vit_s32")
+    parser.add_argument("--model", choices=tuple(shapes.MODELS), default="vit_s32")
     parser.add_argument("--method", nargs="+", default=None, help="all by default")
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 20])
     parser.add_argument("--runs", type=int, default=1)
@@ -46,9 +47,10 @@ def main() -> None:
     args = parser.parse_args()
     from taskarith_fast.merging import METHODS
 
-    layers = shapes.TOWERS[args.model]()
+    layers = shapes.MODELS[args.model]()
     with tempfile.TemporaryDirectory(prefix="taskarith-stream-") as folder:
-        models = _write_models(Path(folder), layers)
+        shapes.write_models(folder, args.model, str(_DISTINCT))
+        models = [str(Path(folder) / f"m{t}.safetensors") for t in range(_DISTINCT + 1)]
         for method in args.method or METHODS:
             parameters = _write_statistics(Path(folder), layers, METHODS[method].streaming.statistics)
             first = None
@@ -66,28 +68,16 @@ def main() -> None:
                 print(f"{method:22s} T={tasks:<3d} {text}  ratio {found['peak_mb'] / first:.3f}{beyond}", flush=True)
 
 
-def _largest(layers: list[tuple[int, ...]], grams: bool) -> int:
+def _largest(layers: Mapping[str, tuple[int, ...]], grams: bool) -> int:
     """Bytes of the largest matrix of a task, with its Gram matrix where there is one."""
-    return 4 * max(math.prod(s) + (math.prod(s[1:]) ** 2 if grams else 0) for s in layers if len(s) == 2)
+    return 4 * max(math.prod(s) + (math.prod(s[1:]) ** 2 if grams else 0) for s in layers.values() if len(s) == 2)
 
 
 def _repeat(models: list[str], tasks: int) -> list[str]:
     return [models[0], *(models[1 + t % (len(models) - 1)] for t in range(tasks))]
 
 
-def _write_models(folder: Path, layers: list[tuple[int, ...]]) -> list[str]:
-    from safetensors.torch import save_file
-
-    base, finetuned = shapes.models(layers, _DISTINCT)
-    paths = []
-    for i, tensors in enumerate((base, *finetuned)):
-        named = dict(zip(shapes.tower_names(len(layers)), tensors, strict=True))
-        paths.append(str(folder / f"m{i}.safetensors"))
-        save_file({name: tensor.contiguous() for name, tensor in named.items()}, paths[-1])
-    return paths
-
-
-def _write_statistics(folder: Path, layers: list[tuple[int, ...]], kind: Any) -> dict[str, list[str]]:
+def _write_statistics(folder: Path, layers: Mapping[str, tuple[int, ...]], kind: Any) -> dict[str, list[str]]:
     """Positive Fishers, or Gram matrices of as many inputs as they have sides."""
     import torch
     from safetensors.torch import save_file
@@ -95,13 +85,12 @@ def _write_statistics(folder: Path, layers: list[tuple[int, ...]], kind: Any) ->
     if kind is None:
         return {}
     generator = torch.Generator().manual_seed(1)
-    names = shapes.tower_names(len(layers))
     paths = []
     for t in range(_DISTINCT):
         made = {}
-        for name, shape in zip(names, layers, strict=True):
+        for name, shape in layers.items():
             sides = kind.shape(shape)
-            if sides is None or (kind.whole and (len(shape) != 2 or "resblocks" not in name)):
+            if sides is None or (kind.whole and (len(shape) != 2 or "block" not in name)):
                 continue
             x = torch.randn(sides, generator=generator)
             made[name] = x.T @ x / len(x) if kind.whole else x.square_()
