@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from taskarith_fast.analysis.outcome import Outcome
-from taskarith_fast.loops.reproduce import curves, encoders, heads, maps, tables
+from taskarith_fast.loops.reproduce import curves, encoders, heads, language, maps, tables
 from taskarith_fast.loops.reproduce.tables import Better
 
 
@@ -162,15 +162,16 @@ ENTRIES: dict[str, Entry] = {
         "As figure 4, for another pair of tasks.",
     ),
     "talos/table1": Entry(
-        partial(tables.addition,
+        partial(language.beside, protocol=partial(tables.addition,
                 places=[_BASE, _FULL, _NTK, *_MERGES, ("lora", "task_arithmetic"), ("lota", "task_arithmetic"), _TALOS],
                 more={"full": ("consensus", "dare", "breadcrumbs")},
                 better=[Better(_TALOS, _FULL), Better(_TALOS, ("full", "ties")), Better(_TALOS, _NTK),
-                        Better(_TALOS, ("lota", "task_arithmetic")), Better(_TALOS, _FULL, "norm")]),
+                        Better(_TALOS, ("lota", "task_arithmetic")), Better(_TALOS, _FULL, "norm")])),
         "TaLoS is above every other method, most of all in normalised accuracy.",
     ),
     "talos/table2": Entry(
-        partial(tables.negation, recipes=["", "full", "linearized", None, None, None, None, "lora", "lota", "talos"]),
+        partial(language.beside, protocol=partial(
+            tables.negation, recipes=["", "full", "linearized", None, None, None, None, "lora", "lota", "talos"])),
         "TaLoS and linearized fine-tuning forget far more than full fine-tuning under the same control.",
     ),
     "talos/table3": Entry(
