@@ -76,6 +76,14 @@ def reset_peak() -> int:
         return 0
 
 
+def resident() -> int:
+    """The bytes that this program holds now."""
+    try:
+        return _status("VmRSS")
+    except OSError:
+        return 0
+
+
 def peak_resident() -> int:
     """This program's high-water mark in bytes; getrusage's would be inherited from the process that started it."""
     try:

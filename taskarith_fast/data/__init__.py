@@ -9,7 +9,7 @@ from taskarith_fast.data.prompts import Prompts, load_prompts
 from taskarith_fast.data.task import ArraySplit, DecodedSplit, Split, SubsetSplit, Task, validation_split
 from taskarith_fast.data.templates import TEMPLATES, Template
 from taskarith_fast.data.text import Example, TextSplit, load_tsv
-from taskarith_fast.data.text_batches import text_batches
+from taskarith_fast.data.text_batches import check_texts, text_batches
 from taskarith_fast.data.text_datasets import load_text_dataset
 from taskarith_fast.data.torchvision_tasks import load_torchvision
 
@@ -25,6 +25,7 @@ __all__ = [
     "Template",
     "TextSplit",
     "batches",
+    "check_texts",
     "find_task",
     "load_folder",
     "load_npz",

@@ -19,6 +19,8 @@ class Encoding(Protocol):
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]: ...
 
+    def check(self, examples: Sequence[Example]) -> int: ...
+
 
 def text_batches(
     split: Split,
@@ -43,13 +45,24 @@ def text_batches(
         Tensors by the names of the model's arguments, batch first, and labels int64 [B].
 
     Raises:
-        ArgumentError: As `batches`, or if a text is over the tokenizer's limit.
+        ArgumentError: As `batches`, or if a text of the split is over the tokenizer's limit.
         DataError: If the split is one of images.
     """
     check_pass(batch_size, seed, epoch, skip, part)
+    check_texts(split, tokenizer)
+    return _iterate(split, tokenizer, batch_size, ordered(len(split), shuffle, seed, epoch)[0], device, skip, part)
+
+
+def check_texts(split: Split, tokenizer: Encoding) -> int:
+    """Refuse a split of images, and texts over the limit; returns how many are over it where the tokenizer cuts them.
+
+    Raises:
+        ArgumentError: If a text is over the limit.
+        DataError: If the split is one of images.
+    """
     if not isinstance(split.get([0])[0], list):
         raise DataError("the task must be one of texts for a model that reads texts, got images")
-    return _iterate(split, tokenizer, batch_size, ordered(len(split), shuffle, seed, epoch)[0], device, skip, part)
+    return tokenizer.check(split.get(range(len(split)))[0])
 
 
 def _iterate(

@@ -15,8 +15,9 @@ def check_combination(config: FinetuneConfig, masks: Masks | None, checkpoint: P
     """Refuse a run whose parts do not go together.
 
     Raises:
-        ArgumentError: For masks and a trained head; for snapshots of a run with a checkpoint; for sharding in one
-            process, of a recipe that does not train whole tensors, or with a checkpoint.
+        ArgumentError: For masks and a trained head; for snapshots of a run with a checkpoint; for steps in the backward
+            pass of several processes; for sharding in one process, of a recipe that does not train whole tensors, or
+            with a checkpoint.
     """
     if masks is not None and config.train_head:
         raise ArgumentError(
@@ -24,6 +25,8 @@ def check_combination(config: FinetuneConfig, masks: Masks | None, checkpoint: P
         )
     if config.snapshots and checkpoint is not None:
         raise ArgumentError("snapshots must be empty for a run with a checkpoint, which does not hold them")
+    if config.step_in_backward and world.size > 1:
+        raise ArgumentError(f"step_in_backward needs one process, got {world.size}, whose gradients must be averaged")
     if config.sharding == "fsdp":
         _check_sharded(config, checkpoint, world)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskarith_fast.errors import ArgumentError, check_choice
-from taskarith_fast.loops.recipes import RECIPES
+from taskarith_fast.loops.recipes import RECIPES, check_steps_in_backward
 from taskarith_fast.loops.runtime import PRECISIONS
 from taskarith_fast.loops.schedule import SCHEDULES
 
@@ -91,6 +91,9 @@ class FinetuneConfig:
     clip_over: str | None = None
     """What that norm counts where only masked entries are trained: "selected" entries, or "all" entries of the
     trained tensors, as TaLoS's code does; None takes the recipe's."""
+    step_in_backward: bool = False
+    """Where masked entries are trained: step each weight in the backward pass, as soon as its gradient is there, and
+    free the gradient. The least memory; there is no norm of all gradients, so `clip` must be None."""
     loss: str = "cross_entropy"
     """"cross_entropy" over the classes or choices, or "likelihood": minus the log-probability of the right answer, for
     models that answer, as sequence-to-sequence models are trained."""
@@ -141,6 +144,8 @@ class FinetuneConfig:
         _check_at_least(self, 0, "warmup", "weight_decay", "lr", "head_lr", "epochs", "clip", "lora_alpha")
         if not 0 <= self.label_smoothing < 1:
             raise ArgumentError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.step_in_backward:
+            check_steps_in_backward(self)
         object.__setattr__(self, "snapshots", tuple(self.snapshots))
         for name in ("epochs", "clip"):
             if getattr(self, name) == 0:
@@ -188,6 +193,17 @@ _DEMO = FinetuneConfig(epochs=4, batch_size=32, lr=5e-5, warmup=8, schedule="lin
 FINETUNE_PRESETS = {
     "paper": _PAPER,
     "code": dataclasses.replace(_PAPER, warmup=500),
+    # TaLoS's for T5, texts cut to 128 tokens; its early stopping is not here.
+    "paper_t5": dataclasses.replace(
+        _PAPER,
+        steps=75_000,
+        accumulation=8,
+        lr=1e-4,
+        weight_decay=0.0,
+        clip=None,
+        loss="likelihood",
+        precision="bfloat16",
+    ),
     "demo": _DEMO,
     "demo_qkvo": dataclasses.replace(_DEMO, lr=1e-4, recipe="qkvo"),
     "demo_talos": dataclasses.replace(_DEMO, lr=1e-3, recipe="talos"),
@@ -195,4 +211,4 @@ FINETUNE_PRESETS = {
     "demo_lota": dataclasses.replace(_DEMO, lr=2e-4, recipe="lota"),
     "demo_linearized": dataclasses.replace(_DEMO, lr=5e-5, recipe="linearized"),
 }
-"""Fine-tuning by name: the papers' text, their code (another warm-up), the demo's recipes."""
+"""Fine-tuning by name: the papers' text, their code (another warm-up), TaLoS's for T5, the demo's recipes."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from taskarith_fast import data, inputs
 from taskarith_fast.errors import ArgumentError, CheckpointError
 from taskarith_fast.loops.runtime import autocast, device_of
+from taskarith_fast.loops.samples import check_split
 
 BATCH_SIZE = 128
 
@@ -234,8 +235,7 @@ def batches_of(
         if augment or image_size is not None:
             raise ArgumentError("augment and image_size are for images, not for a model that reads texts")
         return data.text_batches(split, tokenizer=encoder.tokenizer, batch_size=batch_size, **options)
-    if isinstance(split.get([0])[0], list):
-        raise ArgumentError("encoder must have a tokenizer for a task of texts; see models.give_tokenizer")
+    check_split(encoder, split)
     return data.batches(
         split,
         batch_size=batch_size,

@@ -23,9 +23,10 @@ from taskarith_fast.loops.config import FINETUNE_PRESETS, PROBE_PRESETS, Finetun
 from taskarith_fast.loops.distributed import is_main
 from taskarith_fast.loops.evaluate import Evaluation
 from taskarith_fast.loops.finetune import finetune
-from taskarith_fast.loops.memory_plan import check_memory, plan_finetune
+from taskarith_fast.loops.memory_plan import MemoryPlan, check_memory, plan_finetune
 from taskarith_fast.loops.probe import probe
 from taskarith_fast.loops.runtime import resolve_device, return_freed_memory, threads
+from taskarith_fast.loops.samples import check_split, longest_sample, scores_answers
 from taskarith_fast.loops.task_vector_files import open_states, save_linearized
 from taskarith_fast.masks import Masks
 from taskarith_fast.merging.checks import parse_size
@@ -51,6 +52,13 @@ class EncoderChoice:
     def load(self) -> nn.Module:
         return load_encoder(self.name, image_size=self.image_size, depth=self.depth, truncate=self.truncate)
 
+    def load_for(self, *splits: data.Split) -> nn.Module:
+        """Load the encoder, and refuse splits that it cannot take, before any work."""
+        encoder = self.load()
+        for split in splits:
+            check_split(encoder, split)
+        return encoder
+
 
 def probe_to_file(
     choice: EncoderChoice, task: data.Task, output: Path, *, preset: str, settings: Mapping[str, Any],
@@ -59,12 +67,15 @@ def probe_to_file(
     """Train a linear head on frozen features and save it; returns what was recorded with it."""
     config = configured(PROBE_PRESETS, preset, settings)
     check_destination(output, overwrite)
-    result = probe(choice.load(), task, config, progress)
+    encoder = choice.load_for(task.splits["train"], task.splits["val"])
+    if scores_answers(encoder):
+        raise ArgumentError(f"encoder must give features, but {choice.name} scores answers and needs no head")
+    result = probe(encoder, task, config, progress)
     record = {
         "kind": "head",
         "normalize": result.head.normalize,
         "val_accuracy": result.val_accuracy,
-        **_record(choice, task, describe(config)),
+        **_record(choice, task, describe(config), encoder),
     }
     save_state_dict(result.head.state_dict(), output, metadata={"taskarith": json.dumps(record)}, overwrite=overwrite)
     return record
@@ -85,10 +96,12 @@ class FinetuneOptions:
 
 
 def finetune_to_file(
-    choice: EncoderChoice, task: data.Task, head: Path, output: Path, *, preset: str, settings: Mapping[str, Any],
-    overwrite: bool, progress: Progress, options: FinetuneOptions = FinetuneOptions(),
+    choice: EncoderChoice, task: data.Task, head: Path | None, output: Path, *, preset: str,
+    settings: Mapping[str, Any], overwrite: bool, progress: Progress, options: FinetuneOptions = FinetuneOptions(),
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune the encoder with the head of a file frozen, and save its state; returns what was recorded with it.
+
+    A model that scores answers has no head.
 
     A linearized recipe leaves a task vector, not a state.
 
@@ -96,20 +109,21 @@ def finetune_to_file(
     """
     config: FinetuneConfig = configured(FINETUNE_PRESETS, preset, settings)
     check_destination(output, overwrite)
-    encoder, classifier = choice.load(), read_head(head, task)
+    encoder = choice.load_for(task.splits["train"])
+    classifier = _head_of(encoder, head, task)
     if options.peft is not None:
         _check_peft(encoder, config, options.peft, overwrite)
     masks = None if options.masks is None else Masks.load(options.masks)
     if options.max_memory is not None:
         limit = parse_size("max_memory", options.max_memory)
         return_freed_memory()
-        check_memory(plan_finetune(encoder, classifier, config, masks), limit, encoder, classifier, masks)
+        check_memory(_plan(encoder, classifier, config, masks, task), limit)
     place = output.with_name(f"{output.name}.resume") if options.resume and config.sharding == "none" else None
-    result = finetune(encoder, classifier, task, config, progress, masks=masks, checkpoint=place)
+    result = finetune(encoder, classifier, task, config, progress, masks=masks, checkpoint=place, in_place=True)
     record = {
         "kind": "encoder" if result.tau is None else "linearized task vector",
         "loss": [result.history["loss"][0], result.history["loss"][-1]],
-        **_record(choice, task, describe(config)),
+        **_record(choice, task, describe(config), encoder),
     }
     if is_main():
         if result.tau is not None:
@@ -135,42 +149,45 @@ def calibrate_to_file(
     config = configured(CALIBRATE_PRESETS, preset, settings)
     check_destination(output, overwrite)
     options, place = config.options(), resolve_device(config.device)
-    if config.method == "talos" and (task is None or head is None):
+    if config.method == "talos" and task is None:
         raise ArgumentError("the method 'talos' needs a task and its head; the head is written by taskarith probe")
-    encoder = choice.load().to(place)
-    if task is not None and head is not None:
-        options["head"] = read_head(head, task).to(place)
+    encoder = choice.load_for(*([] if task is None else [task.splits[config.split]])).to(place)
+    if config.method == "talos" and task is not None:
+        options["head"] = _head_of(encoder, head, task).to(place)
         options["batches"] = CalibrationBatches(encoder, task.splits[config.split], config, place)
     if finetuned is not None:
         options["finetuned"] = load_state_dict(finetuned)
     with threads(config.threads):
         masks = calibrate(encoder, progress=progress, **options)
     trained = f"{masks.count()} of {masks.numel}"
-    record = {"kind": "masks", "trained": trained, **_record(choice, task, describe(config))}
+    record = {"kind": "masks", "trained": trained, **_record(choice, task, describe(config), encoder)}
     masks.to("cpu").save(output, overwrite=overwrite, metadata={"record": json.dumps(record)})
     return record
 
 
 def plan_from_files(
-    choice: EncoderChoice, task: data.Task, head: Path, *, preset: str, settings: Mapping[str, Any],
+    choice: EncoderChoice, task: data.Task, head: Path | None, *, preset: str, settings: Mapping[str, Any],
     masks: Path | None = None,
 ) -> list[str]:  # fmt: skip
     """What `finetune_to_file` would need in memory, as lines to print."""
     config = configured(FINETUNE_PRESETS, preset, settings)
     found = None if masks is None else Masks.load(masks)
-    return plan_finetune(choice.load(), read_head(head, task), config, found).lines()
+    encoder = choice.load_for(task.splits["train"])
+    return _plan(encoder, _head_of(encoder, head, task), config, found, task).lines()
 
 
 def evaluate_files(
-    choice: EncoderChoice, states: Sequence[Path], pairs: Sequence[tuple[data.Task, Path]], *, split: str, device: str,
+    choice: EncoderChoice, states: Sequence[Path], pairs: Sequence[tuple[data.Task, Path | None]], *, split: str,
+    device: str,
     num_threads: int | None, progress: Progress, scale: float = 1.0, linearized: bool = False,
 ) -> dict[str, Evaluation]:  # fmt: skip
     """Evaluate what `open_states` takes, each task with the head of its file."""
     where = resolve_device(device)
-    heads = {task.name: read_head(path, task).to(where) for task, path in pairs}
     splits = {task.name: task.splits[split] for task, _ in pairs}
+    encoder = choice.load_for(*splits.values()).to(where)
+    heads = {task.name: _head_of(encoder, path, task).to(where) for task, path in pairs}
     with threads(num_threads):
-        judge = open_states(choice.load().to(where), heads, splits, states, scale=scale, linearized=linearized)
+        judge = open_states(encoder, heads, splits, states, scale=scale, linearized=linearized)
         return {name: judge(name) for name in progress.track(list(splits), "evaluate")}
 
 
@@ -192,6 +209,21 @@ def read_head(path: Path, task: data.Task) -> Head:
     return Head(state["weight"], state.get("bias"), record["normalize"]).requires_grad_(False)
 
 
+def _head_of(encoder: nn.Module, path: Path | None, task: data.Task) -> nn.Module:
+    """The head of a file; of a model that scores answers the identity."""
+    if (path is None) != scores_answers(encoder):
+        needs = "must be left out for a model that scores answers" if path else "must be given, by --head"
+        raise ArgumentError(f"the head of {task.name} {needs}; heads are written by taskarith probe")
+    return nn.Identity() if path is None else read_head(path, task)
+
+
+def _plan(
+    encoder: nn.Module, head: nn.Module, config: FinetuneConfig, masks: Masks | None, task: data.Task
+) -> MemoryPlan:
+    sample = longest_sample(encoder, task.splits["train"])
+    return plan_finetune(encoder, head, config, masks, sample=sample, in_place=True)
+
+
 def _read_record(state: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
         record = json.loads(state.metadata["taskarith"]) if isinstance(state, LazyState) else {}
@@ -208,8 +240,12 @@ def _check_peft(encoder: nn.Module, config: FinetuneConfig, path: Path, overwrit
     check_peft_destination(path, overwrite)
 
 
-def _record(choice: EncoderChoice, task: data.Task | None, config: dict[str, Any]) -> dict[str, Any]:
+def _record(
+    choice: EncoderChoice, task: data.Task | None, config: dict[str, Any], encoder: Any = None
+) -> dict[str, Any]:
+    cut = 0 if task is None or encoder is None else check_split(encoder, task.splits["train"])
     return {
+        **({"training_texts_cut": cut} if cut else {}),
         "encoder": dataclasses.asdict(choice),
         **({} if task is None else {"task": task.name, "classes": list(task.classes)}),
         "config": config,

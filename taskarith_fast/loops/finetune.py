@@ -39,6 +39,7 @@ from taskarith_fast.loops.optimizer import clip_gradients, make_optimizer, rate,
 from taskarith_fast.loops.recipes import prepare, surroundings
 from taskarith_fast.loops.resume import RunCheckpoint, identify
 from taskarith_fast.loops.runtime import threads
+from taskarith_fast.loops.samples import scores_answers
 from taskarith_fast.loops.step_clock import StepClock
 from taskarith_fast.loops.stream import stream
 from taskarith_fast.masks import Masks
@@ -59,13 +60,14 @@ def finetune(
     *,
     masks: Masks | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    in_place: bool = False,
 ) -> FinetuneResult:
-    """Fine-tune a copy of an encoder on the "train" split of one task.
+    """Fine-tune an encoder, or a copy of it, on the "train" split of one task.
 
     Under torchrun every process must call it; each computes its part of every batch, and all return the same.
 
     Args:
-        encoder: Maps images [B, 3, S, S] to features [B, D]; not changed.
+        encoder: Maps images [B, 3, S, S] to features [B, D]; not changed unless `in_place`.
         head: Maps features to logits; not changed. None makes a random one, for ``config.train_head``; a
             model that scores answers needs none.
         task: What to learn; only its "train" split is read.
@@ -75,6 +77,7 @@ def finetune(
             trained, tensors without a mask are frozen.
         checkpoint: A file that holds the state of the run every ``config.checkpoint_every`` steps. If it exists
             the run goes on from it. It is left there: remove it when the result is safe.
+        in_place: Train `encoder` itself, which then need not be held twice; it is of no other use afterwards.
 
     Returns:
         State dicts and the course of the run. The same arguments give the same bytes on one machine, in one go
@@ -87,14 +90,15 @@ def finetune(
         DivergedError: If the loss or a weight becomes NaN or infinite.
     """
     config = config or FinetuneConfig()
-    if head is None and getattr(getattr(encoder, "tokenizer", None), "answers", False):
+    if head is None and scores_answers(encoder):
         head = nn.Identity()
     if head is None:
         if not config.train_head:
             raise ArgumentError("head must be given unless config.train_head is true; probe the task first")
         head = new_head(encoder, task, config.seed)
     place = None if checkpoint is None else Path(checkpoint)
-    return _train(encoder, {task.name: head}, {task.name: task}, config, progress or SILENT, masks, place)
+    own = encoder if in_place else copy.deepcopy(encoder)
+    return _train(own, {task.name: head}, {task.name: task}, config, progress or SILENT, masks, place)
 
 
 def finetune_joint(
@@ -128,7 +132,8 @@ def finetune_joint(
         raise ArgumentError(f"heads must have one for every task, but lacks {', '.join(missing)}")
     if not 1 <= len(tasks) <= config.batch_size:
         raise ArgumentError(f"tasks must number from 1 to batch_size={config.batch_size}, got {len(tasks)}")
-    return _train(encoder, {name: heads[name] for name in tasks}, tasks, config, progress or SILENT)
+    own = copy.deepcopy(encoder)
+    return _train(own, {name: heads[name] for name in tasks}, tasks, config, progress or SILENT)
 
 
 def _train(
@@ -160,8 +165,8 @@ def _run(
 ) -> FinetuneResult:
     start = time.perf_counter()
 
-    # Model: copies, with gradients only where the recipe wants them.
-    prepared = prepare(copy.deepcopy(encoder).to(world.device).train(), config, masks)
+    # Model: gradients only where the recipe wants them.
+    prepared = prepare(encoder.to(world.device).train(), config, masks)
     classifiers = [copy.deepcopy(head).to(world.device).requires_grad_(config.train_head) for head in heads.values()]
     objective = Objective(prepared.encoder, classifiers, prepared.adapter, config)
     shared = world.wrap(objective, config.sharding)
@@ -176,7 +181,7 @@ def _run(
     steps = config.total_steps(sum(len(task.splits["train"]) for task in tasks.values()))
 
     clock, snapshots = StepClock(world.device), {}
-    passes = surroundings(prepared, config, masks, world.size)
+    passes = surroundings(prepared, config, masks, world.size, optimizer)
     with passes, progress.stage(f"finetune {' + '.join(tasks)}", steps) as stage:
         stage.advance(done)
         for step in range(done, steps):

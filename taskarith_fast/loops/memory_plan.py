@@ -3,8 +3,9 @@
     peak = weights + optimizer state + max(activations of one pass, gradients) + what a pass works with
 
 Gradients grow while activations shrink, so the larger of the two counts, and both where passes are accumulated.
-Weights, gradients and state follow from shapes; what the forward pass keeps is measured on one image and on two.
-The images themselves and what torch needs to be loaded come on top.
+Stepped in the backward pass, gradients are one at a time. Weights, gradients and state follow from shapes and masks;
+what the forward pass keeps is measured on one image or text and on two.
+The data themselves and what torch needs to be loaded come on top.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 from torch import nn
 
 from taskarith_fast.errors import ArgumentError
-from taskarith_fast.inputs import Inputs
+from taskarith_fast.inputs import Inputs, joined, moved
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.objective import Objective
 from taskarith_fast.loops.recipes import RECIPES, has_compact_gradients, linearized, prepare, surroundings
@@ -28,13 +30,31 @@ from taskarith_fast.loops.runtime import device_of, resolve_device
 from taskarith_fast.masks import Masks
 from taskarith_fast.merging.checks import format_size
 from taskarith_fast.models.activations import Kept, measure_kept
+from taskarith_fast.ops.selection import Selection
 
 _STATE_BYTES = 8  # AdamW's two moments in float32
-_TEXT_LENGTH = 128  # tokens of a text where nothing sets a limit
-_INDEX_BYTES = 2  # of an entry that a mask selects
+# Of a text, and of its answers, where nothing else is known.
+_TOKENS, _ANSWERS = 128, (2, 4)
 # Gradients of activations that are alive at once where they are largest: of an MLP's hidden layer, before and after
 # its nonlinearity. Linearized, their tangents are there too.
 _WORKING_COPIES, _WITH_TANGENTS = 2, 4
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a run trains."""
+
+    encoder: nn.Module
+    """Maps images or texts to features, or scores answers; not changed by a plan, and not copied for it."""
+    head: nn.Module
+    """Maps features to logits."""
+    masks: Masks | None = None
+    """As `finetune`'s."""
+    sample: Inputs | None = None
+    """A batch of one sample of the greatest size; None takes an image of the encoder's, or a text as long as its
+    tokenizer's limit, of 128 tokens where it has none."""
+    in_place: bool = False
+    """As `finetune`'s."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +63,13 @@ class MemoryPlan:
 
     config: FinetuneConfig
     """The run."""
+    trained: Trained
+    """What it trains."""
     weights: int
     """The model that is trained, its heads, and the encoder it is a copy of where that is on the same device."""
     gradients: int
     optimizer: int
-    """State of the optimizer, and indices of masked entries."""
+    """State of the optimizer, masks and indices of masked entries."""
     activations: int
     """What one forward pass keeps."""
     working: int
@@ -64,7 +86,8 @@ class MemoryPlan:
     def lines(self) -> list[str]:
         """The plan, to print."""
         parts = ("weights", "gradients", "optimizer", "activations", "working")
-        images = f"{self.config.batch_size} images a pass"
+        kind = "texts" if _reads_texts(self.trained) else "images"
+        images = f"{self.config.batch_size} {kind} a pass"
         return [
             f"recipe {self.config.recipe}, {images}, {self.config.accumulation} passes a step",
             *(f"{part:12s} {format_size(getattr(self, part)):>10s}" for part in parts),
@@ -73,106 +96,124 @@ class MemoryPlan:
 
 
 def plan_finetune(
-    encoder: nn.Module, head: nn.Module, config: FinetuneConfig | None = None, masks: Masks | None = None
+    encoder: nn.Module,
+    head: nn.Module | None,
+    config: FinetuneConfig | None = None,
+    masks: Masks | None = None,
+    *,
+    sample: Inputs | None = None,
+    in_place: bool = False,
 ) -> MemoryPlan:
     """Say what a fine-tuning run would need.
 
     Args:
-        encoder: Maps images [B, 3, S, S] to features [B, D]; not changed.
-        head: Maps features to logits; not changed.
+        encoder, head, masks, in_place: As `finetune`'s; not changed.
         config: None for the papers'.
-        masks: As `finetune`'s.
+        sample: As `Trained`'s.
 
     Raises:
         ArgumentError: As `recipes.prepare`.
     """
     config = config or FinetuneConfig()
-    return _planner(encoder, head, config, masks)(config)
+    return _planner(Trained(encoder, nn.Identity() if head is None else head, masks, sample, in_place), config)(config)
 
 
-def check_memory(plan: MemoryPlan, limit: int, encoder: nn.Module, head: nn.Module, masks: Masks | None = None) -> None:
+def check_memory(plan: MemoryPlan, limit: int) -> None:
     """Refuse a run that needs more than `limit` bytes, naming changes with which it would fit.
-
-    Args:
-        plan: What `plan_finetune` says of the run.
-        limit: Bytes.
-        encoder, head, masks: As `plan_finetune`'s.
 
     Raises:
         ArgumentError: If it does not fit.
     """
     if plan.peak <= limit:
         return
-    fitting = list(_fitting(plan.config, limit, encoder, head, masks))
+    fitting = list(_fitting(plan, limit))
     hint = "it would fit with " + "; or ".join(fitting) if fitting else "no smaller batch or recipe fits either"
     raise ArgumentError(
         f"max_memory must be at least {format_size(plan.peak)} for this run, got {format_size(limit)}; {hint}"
     )
 
 
-def _planner(
-    encoder: nn.Module, head: nn.Module, config: FinetuneConfig, masks: Masks | None
-) -> Callable[[FinetuneConfig], MemoryPlan]:
+def _planner(trained: Trained, config: FinetuneConfig) -> Callable[[FinetuneConfig], MemoryPlan]:
     """Measure a recipe once; the plans for its batch sizes, and with checkpointing, follow."""
-    classifier = copy.deepcopy(head).requires_grad_(config.train_head)
-    prepared = prepare(copy.deepcopy(encoder).train(), dataclasses.replace(config, checkpoint_activations=False), masks)
+    classifier = copy.deepcopy(trained.head).requires_grad_(config.train_head)
+    model = _same_weights(trained.encoder).train()
+    prepared = prepare(model, dataclasses.replace(config, checkpoint_activations=False), trained.masks)
     objective = Objective(prepared.encoder, [classifier], prepared.adapter, config)
     device = device_of(objective)
+    sample = moved(_sample(trained, config), device)
 
     def forward(images: int) -> torch.Tensor:
         labels = torch.zeros(images, dtype=torch.long, device=device)
-        return objective([(_blank(encoder, config, images, device), labels, 1.0)])
+        return objective([(joined([sample] * images), labels, 1.0)])
 
-    with torch.random.fork_rng(devices=[]), surroundings(prepared, config, masks, _processes()):
+    with torch.random.fork_rng(devices=[]), surroundings(prepared, config, trained.masks, _processes()):
         kept = measure_kept(objective, forward)
-    return lambda config: _plan(encoder, objective, config, masks, kept)
+    state = _state_bytes(objective, trained.masks)
+    return lambda config: _plan(trained, objective, config, kept, state)
 
 
-def _blank(encoder: Any, config: FinetuneConfig, count: int, device: torch.device) -> Inputs:
-    """Images, or texts as long as the tokenizer lets them be."""
-    if not hasattr(encoder, "tokenizer"):
+def _same_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model whose parameters are others in the same memory, for passes that change nothing."""
+    memo = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def _reads_texts(trained: Trained) -> bool:
+    return hasattr(trained.encoder, "tokenizer") or isinstance(trained.sample, Mapping)
+
+
+def _sample(trained: Trained, config: FinetuneConfig) -> Inputs:
+    if trained.sample is not None:
+        return trained.sample
+    encoder: Any = trained.encoder
+    if not _reads_texts(trained):
         size = config.image_size or encoder.image_size
-        return torch.zeros(count, 3, size, size, device=device)
-    ids = torch.zeros(count, encoder.tokenizer.max_length or _TEXT_LENGTH, dtype=torch.long, device=device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return torch.zeros(1, 3, size, size)
+    ids = torch.zeros(1, encoder.tokenizer.max_length or _TOKENS, dtype=torch.long)
+    answers = {"answers": torch.zeros(1, *_ANSWERS, dtype=torch.long)} if encoder.tokenizer.answers else {}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | answers
 
 
-def _plan(
-    encoder: nn.Module, objective: Objective, config: FinetuneConfig, masks: Masks | None, kept: Kept
-) -> MemoryPlan:
+def _plan(trained: Trained, objective: Objective, config: FinetuneConfig, kept: Kept, state: int) -> MemoryPlan:
     processes = _processes()
     images = -(-config.batch_size // processes)
     shards = processes if config.sharding == "fsdp" else 1
     copies = _WITH_TANGENTS if RECIPES[config.recipe].linearized else _WORKING_COPIES
     weights = _bytes(objective) // shards
-    if resolve_device(config.device).type == device_of(encoder).type:
-        weights += _bytes(encoder)
+    if not trained.in_place and resolve_device(config.device).type == device_of(trained.encoder).type:
+        weights += _bytes(trained.encoder)
+    gradients = _gradient_bytes(objective, config, trained.masks)
     return MemoryPlan(
         config,
+        trained,
         weights=weights,
-        gradients=_gradient_bytes(objective, config, masks) // shards,
-        optimizer=_state_bytes(objective, masks) // shards,
+        gradients=(max(gradients, default=0) if config.step_in_backward else sum(gradients)) // shards,
+        optimizer=state // shards,
         activations=kept.bytes(images, config.checkpoint_activations),
         working=copies * (kept.largest[0] + images * kept.largest[1]),
     )
 
 
-def _gradient_bytes(objective: Objective, config: FinetuneConfig, masks: Masks | None) -> int:
-    """Of dense gradients, and of compact ones for weights of dense layers where those are asked for."""
-    total = 0
+def _gradient_bytes(objective: Objective, config: FinetuneConfig, masks: Masks | None) -> list[int]:
+    """Of each dense gradient, and of compact ones for weights of dense layers where those are asked for.
+
+    A tied tensor counts twice: while the gradients of two of its uses are added, both are there.
+    """
+    sizes, uses = [], Counter(id(p) for _, p in objective.named_parameters(remove_duplicate=False))
     for name, parameter in objective.named_parameters():
         name = name.removeprefix("encoder.")
         if not parameter.requires_grad:
             continue
         compact = has_compact_gradients(config, _processes()) and parameter.dim() > 1
-        total += 4 * masks.count(name) if masks and compact else parameter.numel() * parameter.element_size()
-    return total
+        size = 4 * masks.count(name) if masks and compact else parameter.numel() * parameter.element_size()
+        sizes += [size] * (2 if uses[id(parameter)] > 1 else 1)
+    return sizes
 
 
 def _state_bytes(objective: Objective, masks: Masks | None) -> int:
     if masks is None:
         return sum(_STATE_BYTES * p.numel() for p in objective.parameters() if p.requires_grad)
-    return sum((_STATE_BYTES + _INDEX_BYTES) * masks.count(name) + masks.packed(name).numel() for name in masks)
+    return sum(_STATE_BYTES * masks.count(n) + Selection.of(masks[n]).nbytes + masks.packed(n).numel() for n in masks)
 
 
 def _processes() -> int:
@@ -183,34 +224,41 @@ def _bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _fitting(
-    config: FinetuneConfig, limit: int, encoder: nn.Module, head: nn.Module, masks: Masks | None
-) -> Iterator[str]:
+def _fitting(plan: MemoryPlan, limit: int) -> Iterator[str]:
     """The mildest change of each kind that fits: of how it is computed, then of what is trained."""
-    plan = _planner(encoder, head, config, masks)
+    trained, config = plan.trained, plan.config
+    planned = _planner(trained, config)
 
     def fits(*changes: Mapping[str, Any]) -> str | None:
         merged = {name: value for change in changes for name, value in change.items()}
-        if plan(dataclasses.replace(config, **merged)).peak > limit:
+        if planned(dataclasses.replace(config, **merged)).peak > limit:
             return None
         return " and ".join(f"{name}={str(value).lower()}" for name, value in merged.items())
 
     batches = [
         {"batch_size": config.batch_size // parts, "accumulation": config.accumulation * parts}
         for parts in range(2, config.batch_size + 1)
-        if config.batch_size % parts == 0
+        if config.batch_size % parts == 0 and not config.step_in_backward
     ]
     checkpointed = {"checkpoint_activations": True}
     smaller = next(filter(None, map(fits, batches)), None)
     alone = None if config.checkpoint_activations else fits(checkpointed)
     both = next(filter(None, (fits(checkpointed, batch) for batch in batches)), None)
     yield from filter(None, (alone, smaller) if alone or smaller else (both,))
-    other: list[dict[str, Any]] = [{"clip_over": "selected"}]  # for masks: then no dense gradient is needed
-    if RECIPES[config.recipe].kind != "masks":
-        alike = linearized if RECIPES[config.recipe].linearized else str
-        other = [{"recipe": alike(recipe)} for recipe in ("qkvo", "lora", "bitfit")]
-    for change in other:
-        if plan_finetune(encoder, head, dataclasses.replace(config, **change), masks).peak <= limit:
-            ((name, value),) = change.items()
-            yield f"{name}={value}"
+    for change in _milder(config):
+        other = dataclasses.replace(config, **change)
+        if _planner(trained, other)(other).peak <= limit:
+            yield " and ".join(f"{name}={str(value).lower()}" for name, value in change.items())
             return
+
+
+def _milder(config: FinetuneConfig) -> list[dict[str, Any]]:
+    """Changes of what is trained, or, for masks, of how gradients are held, mildest first."""
+    recipe = RECIPES[config.recipe]
+    if recipe.kind != "masks":
+        alike = linearized if recipe.linearized else str
+        return [{"recipe": alike(recipe)} for recipe in ("qkvo", "lora", "bitfit")]
+    selected: list[dict[str, Any]] = [{"clip_over": "selected"}]  # then no dense gradient is needed
+    if recipe.linearized or config.accumulation > 1:
+        return selected
+    return [*selected, {"clip": None, "step_in_backward": True}]

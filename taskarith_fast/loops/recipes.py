@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -143,14 +143,35 @@ def has_compact_gradients(config: FinetuneConfig, processes: int) -> bool:
     return recipe.kind == "masks" and not dense and processes == 1
 
 
+def check_steps_in_backward(config: FinetuneConfig) -> None:
+    """Refuse steps in the backward pass of a run that needs all gradients at once.
+
+    Raises:
+        ArgumentError: Naming the field that must change.
+    """
+    recipe = RECIPES[config.recipe]
+    if recipe.kind != "masks" or recipe.linearized:
+        raise ArgumentError(f"step_in_backward is for the recipes {_masked()} only, got {config.recipe!r}")
+    for name, needed in (("clip", None), ("accumulation", 1)):
+        if getattr(config, name) != needed:
+            raise ArgumentError(f"{name} must be {needed} for step_in_backward, got {getattr(config, name)}")
+
+
 def surroundings(
-    prepared: Prepared, config: FinetuneConfig, masks: Masks | None, processes: int
+    prepared: Prepared, config: FinetuneConfig, masks: Masks | None, processes: int, optimizer: Any = None
 ) -> AbstractContextManager[None]:
-    """What must surround forward and backward passes: low-rank updates, or compact gradients where possible."""
+    """What must surround forward and backward passes: low-rank updates, or compact gradients where possible.
+
+    With ``config.step_in_backward`` the `optimizer` takes its steps there.
+    """
     if prepared.adapter is not None:
         return prepared.adapter.applied()
     if masks is not None and has_compact_gradients(config, processes):
-        return compact_gradients(prepared.encoder, masks)
+        on_gradient = None
+        if config.step_in_backward and optimizer is not None:
+            optimizer.step_in_backward()
+            on_gradient = optimizer.step_parameter
+        return compact_gradients(prepared.encoder, masks, on_gradient=on_gradient)
     return nullcontext()
 
 

@@ -57,11 +57,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 
 def return_freed_memory() -> None:
-    """Let the C library give freed blocks of a megabyte and more back to the system, until the process ends.
+    """Let the C library give freed blocks of 128 KB and more back to the system, until the process ends.
 
     By default glibc keeps freed blocks of up to 32 MB for later ones, whose sizes may not fit: a process then takes
     up to twice what its tensors do. It costs some time, so it is for runs with a limit. Elsewhere it does nothing.
     """
     mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)
+        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 17)

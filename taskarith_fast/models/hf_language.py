@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import BertModel, DistilBertModel, RobertaModel, T5ForConditionalGeneration
+from transformers.initialization import no_init_weights
 
 from taskarith_fast.errors import ArgumentError, check_choice
 from taskarith_fast.models.fast import use_fast_linear
@@ -178,7 +179,7 @@ def build(config: Any, pooling: str, source: tuple[str, str] | None = None) -> n
     library = next(kind for kind in ours.__mro__ if kind.__module__.startswith("transformers.models."))
     options = {"add_pooling_layer": False} if ours in (BertEncoder, RobertaEncoder) else {}
     if source is None:
-        model = library(config, **options)
+        model = _at_random(library, config, options)
     else:
         model = load_weights(library, *source, config, options, _KNOWN_SHAPES)
     # Not before: transformers renames the tensors of older checkpoints for its own classes only.
@@ -194,6 +195,15 @@ def build(config: Any, pooling: str, source: tuple[str, str] | None = None) -> n
         model.pooling, model.feature_dim = pooling, config.hidden_size
         model.max_length = _limit(config)
     return use_fast_linear(model.train())
+
+
+def _at_random(library: Any, config: Any, options: dict[str, bool]) -> Any:
+    """Build the class with random weights. Tied before they are drawn, tied tensors take memory once."""
+    with no_init_weights():
+        model = library(config, **options)
+    model.tie_weights()
+    model.initialize_weights()
+    return model
 
 
 def check_texts(input_ids: Tensor, attention_mask: Tensor | None, limit: int | None) -> None:

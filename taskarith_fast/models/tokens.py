@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -69,20 +69,31 @@ class Tokenizer:
         }
         return batch | {"answers": self._answers([choices for _, choices in pairs])} if self.answers else batch
 
+    def check(self, examples: Iterable[Any]) -> int:
+        """How many texts are over the limit, each of which will be cut.
+
+        Raises:
+            ArgumentError: If there is one, and texts are not to be cut; if a model that answers gets no choices.
+        """
+        examples = list(examples)
+        if self.answers:
+            _check_choices(() if isinstance(e, str) else e[1] for e in examples)
+        if self.max_length is None:
+            return 0
+        # No token is shorter than a byte, so that shorter texts fit.
+        least = self.max_length - self._backend.num_special_tokens_to_add(False)
+        texts = [text for e in examples if len((text := e if isinstance(e, str) else e[0]).encode()) > least]
+        return len(self._over(texts, [found.ids for found in self._backend.encode_batch(texts)]))
+
     def __deepcopy__(self, memo: Any) -> Tokenizer:
         """Copies of a model share its tokenizer, and its count."""
         return self
 
     def _texts(self, texts: list[str]) -> list[list[int]]:
         ids = [found.ids for found in self._backend.encode_batch(texts)]
-        if self.max_length is None:
-            return ids
-        over = [place for place, row in enumerate(ids) if len(row) > self.max_length]
+        over = self._over(texts, ids)
         if not over:
             return ids
-        if not self.truncate:
-            found = f"{len(ids[over[0]])} in {texts[over[0]][:40]!r}..."
-            raise ArgumentError(f"text must have at most {self.max_length} tokens, got {found}; ask for truncate=True")
         self.truncated += len(over)
         self._backend.enable_truncation(self.max_length)
         try:
@@ -92,9 +103,19 @@ class Tokenizer:
             self._backend.no_truncation()
         return ids
 
+    def _over(self, texts: list[str], ids: list[list[int]]) -> list[int]:
+        """Places of the texts that must be cut."""
+        limit = self.max_length
+        over = [place for place, row in enumerate(ids) if limit is not None and len(row) > limit]
+        if over and not self.truncate:
+            found = f"{len(ids[over[0]])} in {texts[over[0]][:40]!r}..."
+            raise ArgumentError(
+                f"text must have at most {limit} tokens, got {found}; ask for truncation (--truncate {limit})"
+            )
+        return over
+
     def _answers(self, choices: list[Sequence[str]]) -> Tensor:
-        if not all(choices):
-            raise ArgumentError("text must come with its choices for a model that answers; put the task in a template")
+        _check_choices(choices)
         flat = [choice for own in choices for choice in own]
         ids = iter([found.ids for found in self._backend.encode_batch(flat, add_special_tokens=self.end_answers)])
         rows = [[next(ids) for _ in own] for own in choices]
@@ -104,6 +125,11 @@ class Tokenizer:
             for c, row in enumerate(own):
                 answers[b, c, : len(row)] = torch.tensor(row)
         return answers
+
+
+def _check_choices(choices: Iterable[Sequence[str]]) -> None:
+    if not all(choices):
+        raise ArgumentError("text must come with its choices for a model that answers; put the task in a template")
 
 
 def parse_tokenizer(data: bytes, **options: Any) -> Tokenizer:

@@ -28,7 +28,7 @@ def test_choices_become_answers_padded_with_what_marks_absence() -> None:
 
 def test_texts_over_the_limit_are_refused_unless_cut_and_counted() -> None:
     long = ["cat " * 30, "dog"]
-    with pytest.raises(ArgumentError, match=r"at most 8 tokens, got 32 in 'cat cat .*; ask for truncate=True"):
+    with pytest.raises(ArgumentError, match=r"at most 8 tokens, got 32 in 'cat cat .*; ask for truncation"):
         tokenizer(max_length=8)(long)
     cutting = tokenizer(max_length=8, truncate=True)
     assert cutting(long)["input_ids"].shape == (2, 8)
