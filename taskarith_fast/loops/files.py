@@ -23,7 +23,8 @@ from taskarith_fast.loops.config import FINETUNE_PRESETS, PROBE_PRESETS, Finetun
 from taskarith_fast.loops.distributed import is_main
 from taskarith_fast.loops.evaluate import Evaluation
 from taskarith_fast.loops.finetune import finetune
-from taskarith_fast.loops.memory_plan import MemoryPlan, check_memory, plan_finetune
+from taskarith_fast.loops.memory_limit import check_memory
+from taskarith_fast.loops.memory_plan import MemoryPlan, plan_finetune
 from taskarith_fast.loops.probe import probe
 from taskarith_fast.loops.runtime import resolve_device, return_freed_memory, threads
 from taskarith_fast.loops.samples import check_split, longest_sample, scores_answers

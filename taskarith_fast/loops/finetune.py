@@ -36,7 +36,7 @@ from taskarith_fast.loops.finetune_result import (
 )
 from taskarith_fast.loops.objective import Objective
 from taskarith_fast.loops.optimizer import clip_gradients, make_optimizer, rate, set_rates
-from taskarith_fast.loops.recipes import prepare, surroundings
+from taskarith_fast.loops.recipes import RECIPES, prepare, surroundings
 from taskarith_fast.loops.resume import RunCheckpoint, identify
 from taskarith_fast.loops.runtime import threads
 from taskarith_fast.loops.samples import scores_answers
@@ -78,6 +78,7 @@ def finetune(
         checkpoint: A file that holds the state of the run every ``config.checkpoint_every`` steps. If it exists
             the run goes on from it. It is left there: remove it when the result is safe.
         in_place: Train `encoder` itself, which then need not be held twice; it is of no other use afterwards.
+            Without effect on a linearized recipe, which expands a copy.
 
     Returns:
         State dicts and the course of the run. The same arguments give the same bytes on one machine, in one go
@@ -97,8 +98,7 @@ def finetune(
             raise ArgumentError("head must be given unless config.train_head is true; probe the task first")
         head = new_head(encoder, task, config.seed)
     place = None if checkpoint is None else Path(checkpoint)
-    own = encoder if in_place else copy.deepcopy(encoder)
-    return _train(own, {task.name: head}, {task.name: task}, config, progress or SILENT, masks, place)
+    return _train(encoder, {task.name: head}, {task.name: task}, config, progress or SILENT, masks, place, in_place)
 
 
 def finetune_joint(
@@ -132,8 +132,7 @@ def finetune_joint(
         raise ArgumentError(f"heads must have one for every task, but lacks {', '.join(missing)}")
     if not 1 <= len(tasks) <= config.batch_size:
         raise ArgumentError(f"tasks must number from 1 to batch_size={config.batch_size}, got {len(tasks)}")
-    own = copy.deepcopy(encoder)
-    return _train(own, {name: heads[name] for name in tasks}, tasks, config, progress or SILENT)
+    return _train(encoder, {name: heads[name] for name in tasks}, tasks, config, progress or SILENT)
 
 
 def _train(
@@ -144,13 +143,15 @@ def _train(
     progress: Progress,
     masks: Masks | None = None,
     checkpoint: Path | None = None,
+    in_place: bool = False,
 ) -> FinetuneResult:
     with distributed.joined(config.device) as world, threads(config.threads), seeded(config.seed, world.device):
         check_combination(config, masks, checkpoint, world)
         identity = {} if checkpoint is None else identify(encoder, heads, tasks, config, masks, world.size)
         run = None if checkpoint is None else RunCheckpoint(checkpoint, identity, config.checkpoint_every)
         # A function of its own: what it wraps for several processes must be gone when they part.
-        return _run(encoder, heads, tasks, config, progress if distributed.is_main() else SILENT, masks, run, world)
+        shown = progress if distributed.is_main() else SILENT
+        return _run(encoder, heads, tasks, config, shown, masks, run, world, in_place)
 
 
 def _run(
@@ -162,11 +163,13 @@ def _run(
     masks: Masks | None,
     run: RunCheckpoint | None,
     world: World,
+    in_place: bool,
 ) -> FinetuneResult:
     start = time.perf_counter()
 
-    # Model: gradients only where the recipe wants them.
-    prepared = prepare(encoder.to(world.device).train(), config, masks)
+    # Model: a copy unless it is to be changed itself, with gradients only where the recipe wants them.
+    copied = not in_place or RECIPES[config.recipe].linearized
+    prepared = prepare((copy.deepcopy(encoder) if copied else encoder).to(world.device).train(), config, masks)
     classifiers = [copy.deepcopy(head).to(world.device).requires_grad_(config.train_head) for head in heads.values()]
     objective = Objective(prepared.encoder, classifiers, prepared.adapter, config)
     shared = world.wrap(objective, config.sharding)

@@ -14,18 +14,17 @@ import copy
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from taskarith_fast.errors import ArgumentError
 from taskarith_fast.inputs import Inputs, joined, moved
 from taskarith_fast.loops.config import FinetuneConfig
 from taskarith_fast.loops.objective import Objective
-from taskarith_fast.loops.recipes import RECIPES, has_compact_gradients, linearized, prepare, surroundings
+from taskarith_fast.loops.recipes import RECIPES, has_compact_gradients, prepare, surroundings
 from taskarith_fast.loops.runtime import device_of, resolve_device
 from taskarith_fast.masks import Masks
 from taskarith_fast.merging.checks import format_size
@@ -115,25 +114,10 @@ def plan_finetune(
         ArgumentError: As `recipes.prepare`.
     """
     config = config or FinetuneConfig()
-    return _planner(Trained(encoder, nn.Identity() if head is None else head, masks, sample, in_place), config)(config)
+    return planner(Trained(encoder, nn.Identity() if head is None else head, masks, sample, in_place), config)(config)
 
 
-def check_memory(plan: MemoryPlan, limit: int) -> None:
-    """Refuse a run that needs more than `limit` bytes, naming changes with which it would fit.
-
-    Raises:
-        ArgumentError: If it does not fit.
-    """
-    if plan.peak <= limit:
-        return
-    fitting = list(_fitting(plan, limit))
-    hint = "it would fit with " + "; or ".join(fitting) if fitting else "no smaller batch or recipe fits either"
-    raise ArgumentError(
-        f"max_memory must be at least {format_size(plan.peak)} for this run, got {format_size(limit)}; {hint}"
-    )
-
-
-def _planner(trained: Trained, config: FinetuneConfig) -> Callable[[FinetuneConfig], MemoryPlan]:
+def planner(trained: Trained, config: FinetuneConfig) -> Callable[[FinetuneConfig], MemoryPlan]:
     """Measure a recipe once; the plans for its batch sizes, and with checkpointing, follow."""
     classifier = copy.deepcopy(trained.head).requires_grad_(config.train_head)
     model = _same_weights(trained.encoder).train()
@@ -178,9 +162,10 @@ def _plan(trained: Trained, objective: Objective, config: FinetuneConfig, kept: 
     processes = _processes()
     images = -(-config.batch_size // processes)
     shards = processes if config.sharding == "fsdp" else 1
-    copies = _WITH_TANGENTS if RECIPES[config.recipe].linearized else _WORKING_COPIES
+    linear = RECIPES[config.recipe].linearized
+    copies = _WITH_TANGENTS if linear else _WORKING_COPIES
     weights = _bytes(objective) // shards
-    if not trained.in_place and resolve_device(config.device).type == device_of(trained.encoder).type:
+    if (linear or not trained.in_place) and resolve_device(config.device).type == device_of(trained.encoder).type:
         weights += _bytes(trained.encoder)
     gradients = _gradient_bytes(objective, config, trained.masks)
     return MemoryPlan(
@@ -222,43 +207,3 @@ def _processes() -> int:
 
 def _bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
-
-
-def _fitting(plan: MemoryPlan, limit: int) -> Iterator[str]:
-    """The mildest change of each kind that fits: of how it is computed, then of what is trained."""
-    trained, config = plan.trained, plan.config
-    planned = _planner(trained, config)
-
-    def fits(*changes: Mapping[str, Any]) -> str | None:
-        merged = {name: value for change in changes for name, value in change.items()}
-        if planned(dataclasses.replace(config, **merged)).peak > limit:
-            return None
-        return " and ".join(f"{name}={str(value).lower()}" for name, value in merged.items())
-
-    batches = [
-        {"batch_size": config.batch_size // parts, "accumulation": config.accumulation * parts}
-        for parts in range(2, config.batch_size + 1)
-        if config.batch_size % parts == 0 and not config.step_in_backward
-    ]
-    checkpointed = {"checkpoint_activations": True}
-    smaller = next(filter(None, map(fits, batches)), None)
-    alone = None if config.checkpoint_activations else fits(checkpointed)
-    both = next(filter(None, (fits(checkpointed, batch) for batch in batches)), None)
-    yield from filter(None, (alone, smaller) if alone or smaller else (both,))
-    for change in _milder(config):
-        other = dataclasses.replace(config, **change)
-        if _planner(trained, other)(other).peak <= limit:
-            yield " and ".join(f"{name}={str(value).lower()}" for name, value in change.items())
-            return
-
-
-def _milder(config: FinetuneConfig) -> list[dict[str, Any]]:
-    """Changes of what is trained, or, for masks, of how gradients are held, mildest first."""
-    recipe = RECIPES[config.recipe]
-    if recipe.kind != "masks":
-        alike = linearized if recipe.linearized else str
-        return [{"recipe": alike(recipe)} for recipe in ("qkvo", "lora", "bitfit")]
-    selected: list[dict[str, Any]] = [{"clip_over": "selected"}]  # then no dense gradient is needed
-    if recipe.linearized or config.accumulation > 1:
-        return selected
-    return [*selected, {"clip": None, "step_in_backward": True}]

@@ -13,7 +13,8 @@ from benchmarks.language_memory import NoiseTokenizer
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops import memory_plan
 from taskarith_fast.loops.config import FinetuneConfig
-from taskarith_fast.loops.memory_plan import check_memory, plan_finetune
+from taskarith_fast.loops.memory_limit import check_memory
+from taskarith_fast.loops.memory_plan import plan_finetune
 from taskarith_fast.loops.recipes import linearized
 from taskarith_fast.masks import Masks
 from taskarith_fast.models import random_head
