@@ -63,8 +63,10 @@ def test_sparse_steps_in_the_backward_pass_train_as_masked_dense_ones_do(name):
     theirs, before = copy.deepcopy(ours), copy.deepcopy(ours.state_dict())
     masks = _masks(ours)
     _freeze(ours, masks)
-    sparse = ta.SparseAdamW(ours.named_parameters(), masks=masks, lr=1e-2, weight_decay=0.0)
-    dense = torch.optim.AdamW([theirs.get_parameter(n) for n in masks], lr=1e-2, weight_decay=0.0)
+    # Gradients near zero, as of the bias of keys, are rounding, of which AdamW with a smaller eps would make steps.
+    options = {"lr": 1e-2, "weight_decay": 0.0, "eps": 1e-4}
+    sparse = ta.SparseAdamW(ours.named_parameters(), masks=masks, **options)
+    dense = torch.optim.AdamW([theirs.get_parameter(n) for n in masks], **options)
     losses = []
     for _ in range(4):
         sparse.zero_grad()
@@ -80,8 +82,7 @@ def test_sparse_steps_in_the_backward_pass_train_as_masked_dense_ones_do(name):
         dense.step()
     assert losses[-1] < losses[0]
     for n, value in ours.named_parameters():
-        # Where a gradient is near zero, AdamW takes a whole step of 1e-2 times a sign that rounding bends.
-        torch.testing.assert_close(value, theirs.get_parameter(n), rtol=1e-3, atol=5e-4)
+        torch.testing.assert_close(value, theirs.get_parameter(n), rtol=1e-3, atol=2e-4)
         kept = masks[n] if n in masks else torch.zeros(value.shape, dtype=torch.bool)
         assert torch.equal(value[~kept], before[n][~kept])
 
