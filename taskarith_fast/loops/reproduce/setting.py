@@ -93,8 +93,14 @@ def shipped(
     """The shipped tasks, and a variant of the shipped backbone unless another encoder is named."""
     config = dataclasses.replace(PRESETS["quick" if quick else "default"], recipes={}, seeds=tuple(range(seeds)))
     if quick:
-        coarse = {"task_arithmetic_scales": SCALES[::4], "ties_scales": tuple(2 * scale for scale in SCALES[::4])}
-        config = dataclasses.replace(config, adaptation_steps=10, sensitivity_images=32, **coarse)
+        coarse = SCALES[::4]
+        config = dataclasses.replace(
+            config,
+            adaptation_steps=10,
+            sensitivity_images=32,
+            task_arithmetic_scales=coarse,
+            ties_scales=tuple(2 * scale for scale in coarse),
+        )
     else:
         config = dataclasses.replace(config, adaptation_steps=100, train=400, val=100)
     if encoder is None:
