@@ -61,32 +61,27 @@ def clock_of(device: str) -> Clock:
 
 
 def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    return 0
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
 
 
 def reset_peak() -> int:
     """Start a new high-water mark of resident memory; returns the bytes resident now."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
     except OSError:
         return 0
+    return resident()
 
 
 def resident() -> int:
-    """The bytes that this program holds now."""
-    try:
-        return _status("VmRSS")
-    except OSError:
-        return 0
+    """The bytes that this program holds now; 0 where the system hides it."""
+    return _status("VmRSS")
 
 
 def peak_resident() -> int:
     """This program's high-water mark in bytes; getrusage's would be inherited from the process that started it."""
-    try:
-        return _status("VmHWM")
-    except OSError:
-        return 0
+    return _status("VmHWM")

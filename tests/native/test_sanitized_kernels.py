@@ -24,7 +24,7 @@ def _runtime(name):
     return path if Path(path).is_absolute() else None
 
 
-def _watched(sanitizers):
+def _watched(sanitizers, before=()):
     """Runs Python code with the sanitized emulation; what did not change since the last time is not compiled again."""
     if reason := missing_tools():
         pytest.skip(reason)
@@ -32,7 +32,6 @@ def _watched(sanitizers):
         pytest.skip("needs the sanitizers' runtimes, CMake and Ninja")
     libraries = build_with_cmake(ROOT / "build/sanitized" / sanitizers.replace(",", "_"), sanitizers)
     preload = [_runtime(name) for name in (*RUNTIMES[sanitizers], "libstdc++.so")]  # exceptions are watched, too
-    before = race_detector() if sanitizers == "thread" else []
 
     def run(code):
         code = f"import pathlib, taskarith_fast.native as n; n.LIBRARY_DIR = pathlib.Path({str(libraries)!r}); {code}"
@@ -50,16 +49,23 @@ def sanitized():
 
 @pytest.fixture(scope="module")
 def race_detected():
-    if race_detector() is None:
+    before = race_detector()
+    if before is None:
         pytest.skip("ThreadSanitizer does not work here")
-    return _watched("thread")
+    return _watched("thread", before)
+
+
+def _run_operators(watched, *largest):
+    """Call every operator, or those samples that are no larger; what was reported."""
+    result = watched(f"from tests.ops.run_kernels import run; print(run{('cuda_emulated', *largest)}, 'calls')")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    assert int(result.stdout.split()[-2]) > 0
+    return result.stderr
 
 
 @pytest.mark.slow
 def test_the_sanitizers_find_nothing_in_the_operators(sanitized):
-    result = sanitized("from tests.ops.run_kernels import run; print(run('cuda_emulated'), 'calls')")
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
-    assert int(result.stdout.split()[-2]) > 0 and "runtime error" not in result.stderr
+    assert "runtime error" not in _run_operators(sanitized)
 
 
 @pytest.mark.slow
@@ -74,9 +80,7 @@ def test_the_sanitizers_watch_the_operators(sanitized):
 
 @pytest.mark.slow
 def test_the_race_detector_finds_nothing_in_the_operators(race_detected):
-    result = race_detected("from tests.ops.run_kernels import run; print(run('cuda_emulated', 5000), 'calls')")
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
-    assert int(result.stdout.split()[-2]) > 0
+    _run_operators(race_detected, 5000)
 
 
 @pytest.mark.slow
