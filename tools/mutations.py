@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
 def copy_tree(target: Path) -> None:
     """What the operators' tests need, without compiled operators for the CUDA emulation."""
     unwanted = shutil.ignore_patterns("lib", "pack", "__pycache__", "*.so")
-    for name in ("taskarith_fast", "csrc", "kernels", "tests", "tools"):
+    for name in ("taskarith_fast", "csrc", "kernels", "benchmarks", "tests", "tools"):
         shutil.copytree(ROOT / name, target / name, ignore=unwanted)
     shutil.copy(ROOT / "pyproject.toml", target)
     (target / "taskarith_fast/kernels").symlink_to("../kernels")
