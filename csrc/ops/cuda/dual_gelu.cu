@@ -1,11 +1,11 @@
 #include "ops/dual_gelu.h"
+#include "utils/array_steps.cuh"
 #include "utils/tensor_table.cuh"
 
 namespace taskarith {
 namespace {
 
 constexpr int kVectors = 2;                       // of 16 bytes of x and of dx, that a thread loads before it computes
-constexpr int kBlocksAMultiprocessor = 32;        // in turn: the last turn is short
 constexpr int kBytes = kThreads * 16 * kVectors;  // of x, that a block takes at a time
 
 struct Arrays {
@@ -38,13 +38,10 @@ __device__ __forceinline__ void multiply(const Arrays& a, int64_t i, int n, bool
 template <GeluForm kForm, class T>
 __device__ __forceinline__ void multiply(const Arrays& a) {
   constexpr int kStep = kBytes / sizeof(T), W = 16 / sizeof(T);
-  for (int64_t begin = blockIdx.x * int64_t{kStep}; begin < a.numel; begin += gridDim.x * int64_t{kStep}) {
-    const int left = static_cast<int>(min(a.numel - begin, int64_t{kStep})), first = threadIdx.x * W;
-    if (a.aligned && left == kStep)
-      multiply<kForm, T>(a, begin + first, left - first, Constant<true>{});
-    else
-      multiply<kForm, T>(a, begin + first, left - first, Constant<false>{});
-  }
+  for_each_step<kStep>(a.numel, a.aligned, [&](int64_t begin, int left, auto whole) {
+    const int first = threadIdx.x * W;
+    multiply<kForm, T>(a, begin + first, left - first, whole);
+  });
 }
 
 template <GeluForm kForm>
@@ -66,9 +63,7 @@ Tensor dual_gelu_cuda(Tensor x, Tensor dx, std::string approximate) {
   const auto kernel = form == GeluForm::kErf    ? dual_gelu_kernel<GeluForm::kErf>
                       : form == GeluForm::kTanh ? dual_gelu_kernel<GeluForm::kTanh>
                                                 : dual_gelu_kernel<GeluForm::kQuick>;
-  const int64_t step = kBytes / element_size(x.scalar_type());
-  const int64_t grid =
-      std::min<int64_t>((a.numel + step - 1) / step, launcher.multiprocessors() * kBlocksAMultiprocessor);
+  const int64_t grid = blocks_for_steps(launcher, a.numel, kBytes / element_size(x.scalar_type()));
   if (grid > 0) launcher.launch(kernel, grid, kThreads, 0, a);
   return out;
 }

@@ -1,11 +1,11 @@
 #include "ops/dual_glu.h"
+#include "utils/array_steps.cuh"
 #include "utils/tensor_table.cuh"
 
 namespace taskarith {
 namespace {
 
-constexpr int kBlocksAMultiprocessor = 32;  // in turn: the last turn is short
-constexpr int kBytes = kThreads * 16;       // of a, that a block takes at a time
+constexpr int kBytes = kThreads * 16;  // of a, that a block takes at a time
 
 // Null where a tangent is absent.
 struct Arrays {
@@ -39,13 +39,10 @@ __device__ __forceinline__ void combine(const Arrays& arrays, int64_t i, int n, 
 template <GateForm kForm, class T>
 __device__ __forceinline__ void combine(const Arrays& arrays) {
   constexpr int kStep = kBytes / sizeof(T), W = 16 / sizeof(T);
-  for (int64_t begin = blockIdx.x * int64_t{kStep}; begin < arrays.numel; begin += gridDim.x * int64_t{kStep}) {
-    const int left = static_cast<int>(min(arrays.numel - begin, int64_t{kStep})), first = threadIdx.x * W;
-    if (arrays.aligned && left == kStep)
-      combine<kForm, T>(arrays, begin + first, left - first, Constant<true>{});
-    else
-      combine<kForm, T>(arrays, begin + first, left - first, Constant<false>{});
-  }
+  for_each_step<kStep>(arrays.numel, arrays.aligned, [&](int64_t begin, int left, auto whole) {
+    const int first = threadIdx.x * W;
+    combine<kForm, T>(arrays, begin + first, left - first, whole);
+  });
 }
 
 template <GateForm kForm>
@@ -77,9 +74,7 @@ Tensor dual_glu_cuda(Tensor a, std::optional<Tensor> da, Tensor b, std::optional
                       : gate == GateForm::kSilu ? dual_glu_kernel<GateForm::kSilu>
                       : gate == GateForm::kErf  ? dual_glu_kernel<GateForm::kErf>
                                                 : dual_glu_kernel<GateForm::kTanh>;
-  const int64_t step = kBytes / element_size(a.scalar_type());
-  const int64_t grid =
-      std::min<int64_t>((arrays.numel + step - 1) / step, launcher.multiprocessors() * kBlocksAMultiprocessor);
+  const int64_t grid = blocks_for_steps(launcher, arrays.numel, kBytes / element_size(a.scalar_type()));
   if (grid > 0) launcher.launch(kernel, grid, kThreads, 0, arrays);
   return out;
 }
