@@ -60,18 +60,18 @@ def reproduce(
     entry = ENTRIES[name]
     if len(_named(encoder)) > 1 and not entry.axis:
         raise ArgumentError(f"encoder must be one name: {name} compares no encoders, got {encoder!r}")
-    make_folder(out)
     with limit_threads(threads or None):
         common: dict[str, Any] = {"seeds": seeds, "device": device}
         if data is not None:
             heads = "probe" if entry.axis else entry.heads
-            settings = [papers(data, encoder, label=label, heads=heads, **common) for label, encoder in
+            settings = [papers(data, one, label=label, heads=heads, **common) for label, one in
                         (_named(encoder) or _papers_encoders(entry)).items()]  # fmt: skip
         elif encoder is not None:
-            settings = [shipped(quick=quick, encoder=name, **common) for name in _named(encoder).values()]
+            settings = [shipped(quick=quick, encoder=one, **common) for one in _named(encoder)]
         else:
             variants = SHIPPED[entry.axis] if entry.axis else [OWN]
             settings = [shipped(quick=quick, variant=variant, **common) for variant in variants]
+        make_folder(out)
         return run_entry(name, settings, out)
 
 

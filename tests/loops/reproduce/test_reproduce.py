@@ -175,6 +175,11 @@ def test_wrong_arguments_are_one_line(tmp_path):
         reproduce("talos/table1", tmp_path, encoder="a,b")
     with pytest.raises(ArgumentError, match="seeds must be at least 1"):
         reproduce("talos/table1", tmp_path, seeds=0)
+    with pytest.raises(ArgumentError, match="name must have one of the forms"):
+        reproduce("talos/table1", tmp_path / "out", encoder="nonsense", quick=True)
+    with pytest.raises(DataError, match=r"not found"):
+        reproduce("talos/table1", tmp_path / "out", data=tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_data_of_the_papers_is_an_error_and_no_other_run(tmp_path):
