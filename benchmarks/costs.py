@@ -53,3 +53,15 @@ def dual_attention_flops(batch: int, heads: int, tokens: int, head_dim: int) -> 
 def pair_bytes(numel: int, item: int = FLOAT) -> int:
     """x and dx read, y and dy written."""
     return 4 * item * numel
+
+
+def lowrank_flops(m: int, n: int, rank: int) -> int:
+    """One truncated decomposition through the Gram matrix, and its product: half of G, its reduction, both sides."""
+    small, large = sorted((m, n))
+    return int(large * small**2 + 4 / 3 * small**3 + 2 * small**2 * rank + 4 * m * n * rank)
+
+
+def gesvd_flops(m: int, n: int, rank: int) -> int:
+    """The thin decomposition after a QR, 6 M N^2 + 11 N^3 (Golub and Van Loan, 1996), and the truncated product."""
+    small, large = sorted((m, n))
+    return 6 * large * small**2 + 11 * small**3 + 2 * m * n * rank

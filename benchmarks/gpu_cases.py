@@ -13,6 +13,8 @@ from benchmarks.contest import CUDA, Case, Contest
 from taskarith_fast import ops
 from taskarith_fast.ops.dual_gelu import OP as DUAL_GELU
 from taskarith_fast.ops.dual_gelu import dual_gelu_reference
+from taskarith_fast.ops.dual_glu import OP as DUAL_GLU
+from taskarith_fast.ops.dual_glu import dual_glu_reference
 from taskarith_fast.ops.dual_layer_norm import OP as DUAL_LAYER_NORM
 from taskarith_fast.ops.dual_layer_norm import dual_layer_norm_reference
 
@@ -41,9 +43,9 @@ def _axpy(base: Tensor, finetuned: list[Tensor]) -> Tensor:
     return total.float()
 
 
-def bottom_k() -> Contest:
-    """The lowest tenth of 302 M scores over 96 tensors, against one torch.kthvalue, sort or topk over all of them."""
-    scores = [torch.rand(s, generator=shapes.generator(i)) for i, s in enumerate(MATRICES)]
+def bottom_k(layers: list[tuple[int, int]] = MATRICES) -> Contest:
+    """The lowest tenth of 302 M scores over 96 tensors, against one torch.topk over all of them and a mask."""
+    scores = [torch.rand(s, generator=shapes.generator(i)) for i, s in enumerate(layers)]
     numel = sum(s.numel() for s in scores)
     k = numel // 10
 
@@ -57,6 +59,39 @@ def bottom_k() -> Contest:
         ours={"taskarith_fast": lambda: ops.bottom_k_mask(scores, k)},
         baselines={"torch.topk": topk},
         bytes_moved=int(numel * (2 * costs.FLOAT + 1 / 8)),
+    )
+
+
+def lowrank_sum(layers: list[tuple[int, int]] = MATRICES[:4], tasks: int = 8) -> Contest:
+    """CART's sum for one block of ViT-L/14 at 8 % of full rank: torch's products, Triton's, and gesvd one by one."""
+    base, finetuned = shapes.models(layers, tasks)
+    ranks = [max(1, int(0.08 * min(s))) for s in layers]
+
+    def one_by_one() -> list[Tensor]:
+        sums = [torch.zeros_like(b) for b in base]
+        for model in finetuned:
+            for total, b, x, rank in zip(sums, base, model, ranks, strict=True):
+                u, s, vh = torch.linalg.svd(x - b, full_matrices=False)
+                total += (u[:, :rank] * s[:rank]) @ vh[:rank]
+        return sums
+
+    return Contest(
+        ours={
+            "taskarith_fast": lambda: ops.lowrank_sum(base, finetuned, ranks),
+            "Triton's products": lambda: ops.lowrank_sum(base, finetuned, ranks, backend="triton"),
+        },
+        baselines={"gesvd of each matrix": one_by_one},
+        flops=tasks * sum(costs.lowrank_flops(*s, rank) for s, rank in zip(layers, ranks, strict=True)),
+    )
+
+
+def glu(dtype: torch.dtype, rows: tuple[int, int] = ROWS) -> Contest:
+    """dy of gated GELU units over a hidden layer of 4096; y is torch's own and not in the figure."""
+    a, da, b, db = (torch.randn(*rows, 4096).to(dtype) for _ in range(4))
+    return Contest(
+        ours={"taskarith_fast": lambda: DUAL_GLU(a, da, b, db, "gelu_tanh")},
+        baselines=_eager_and_compiled(lambda: dual_glu_reference(a, da, b, db, "gelu_tanh")),
+        bytes_moved=5 * a.element_size() * a.numel(),
     )
 
 
@@ -133,7 +168,7 @@ def _mlp(dtype: torch.dtype) -> gradient_cases.Layer:
 CASES = [
     *_merges(),
     Case("weighted_sum/one_tensor_x8", "weighted_sum", flat_weighted_sum, devices=CUDA),
-    Case("lowrank_sum/vit_b32_block_x8", "lowrank_sum", lambda: op_cases.lowrank_sum("flat"), devices=CUDA),
+    Case("lowrank_sum/vit_l14_block_x8", "lowrank_sum", lowrank_sum, devices=CUDA),
     Case("bottom_k_mask/vit_l14", "bottom_k_mask", bottom_k, devices=CUDA),
     *[
         Case(
@@ -163,6 +198,7 @@ CASES = [
     *_by_dtype("dual_linear/vit_l14_mlp", "dual_linear", linear),
     *_by_dtype("dual_layer_norm/vit_l14", "dual_layer_norm", layer_norm),
     *_by_dtype("dual_gelu/vit_l14_mlp", "dual_gelu", gelu),
+    *_by_dtype("dual_glu/hidden_4096", "dual_glu", glu),
     *_by_dtype(
         "dual_attention/vit_l14", "dual_attention", lambda dtype: tangent_cases.dual_attention(257, 32, 16, dtype)
     ),

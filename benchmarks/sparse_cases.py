@@ -31,7 +31,11 @@ def adamw_step(density: float, rows: bool = False, layers: list[tuple[int, int]]
     print(f"  state: {ours.state_bytes / numel:.3f} bytes a weight (dense: 8), at most {10 * density + 1 / 32:.3f}")
     return Contest(
         ours={"taskarith_fast": step},
-        baselines={"torch fused AdamW, dense": _fused(base, grads), "masked recipe": _recipe(base, grads, masks)},
+        baselines={
+            "torch fused AdamW, dense": _dense(base, grads, fused=True),
+            "torch multi-tensor AdamW, dense": _dense(base, grads, foreach=True),
+            "masked recipe": _recipe(base, grads, masks),
+        },
         bytes_moved=costs.sparse_step_bytes(numel, density, rows=rows),
     )
 
@@ -50,8 +54,9 @@ def _sparse(base: list[Tensor], grads: list[Tensor], masks: list[Tensor]) -> tup
     return optimizer, optimizer.step
 
 
-def _fused(base: list[Tensor], grads: list[Tensor]) -> Callable[[], object]:
-    return torch.optim.AdamW(_parameters(base, grads), fused=True, **_OPTIONS).step
+def _dense(base: list[Tensor], grads: list[Tensor], **implementation: bool) -> Callable[[], object]:
+    """torch's AdamW: `fused` is apex's, one kernel over chunks of many tensors; `foreach` one for each operation."""
+    return torch.optim.AdamW(_parameters(base, grads), **_OPTIONS, **implementation).step
 
 
 def _recipe(base: list[Tensor], grads: list[Tensor], masks: list[Tensor]) -> Callable[[], object]:

@@ -4,8 +4,9 @@
     python -m benchmarks.sweep_workers --depth 2 --images 16 --points 4
 
 Models are the encoder plus seeded noise, and heads are random: what is measured does not depend on accuracy. Memory is
-the proportional set size (PSS) summed over the sweep's processes, at its highest of samples 50 ms apart; a page that
-several map counts once.
+the proportional set size (PSS) summed over the sweep's processes, at its highest of samples; a page that several map
+counts once. A sample walks page tables and takes tens of milliseconds of the cores that are measured, so that the
+sampler rests fifty times as long.
 """
 
 from __future__ import annotations
@@ -88,10 +89,11 @@ def _sweep(folder: Path, options: argparse.Namespace, workers: int) -> dict[str,
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     database, pss, first = folder / f"w{workers}" / "sweep.sqlite", 0, 0.0
     while process.poll() is None:
-        pss = max(pss, sum(_pss(pid) for pid in [process.pid, *_descendants(process.pid)]))
         if not first and database.exists():
             first = time.perf_counter()
-        time.sleep(0.05)
+        sampled = time.perf_counter()
+        pss = max(pss, sum(_pss(pid) for pid in [process.pid, *_descendants(process.pid)]))
+        time.sleep(0.02 + (50 * (time.perf_counter() - sampled) if first else 0))
     end = time.perf_counter()
     if process.returncode:
         raise SystemExit(f"the sweep with {workers} workers failed")

@@ -133,7 +133,7 @@ def load_kernels() -> None:
     """Let CPU tensors run C++, and CUDA tensors Triton where there is no CUDA C++; once all operators are defined."""
     load_library("cpu")
     for op in _REGISTERED:
-        if op.triton and _triton_absent() is None and op.absent("cuda"):
+        if op.triton and not op.composed and _triton_absent() is None and op.absent("cuda"):
             _LIBRARIES["taskarith"].impl(op.name, _lazy_launcher(op.name), "CUDA")
 
 

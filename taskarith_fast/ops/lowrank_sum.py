@@ -13,16 +13,17 @@ thread, so results do not depend on the thread count.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.ops._contract import define_op
-from taskarith_fast.ops.truncated_svd import check_method, check_rank, leading_factors, refuse_gradient
+from taskarith_fast.ops.truncated_svd import check_method, check_rank, dense_factors, refuse_gradient
 
 GROUP = 64
+Factors = Callable[[list[tuple[Tensor, list[Tensor]]], int], tuple[Tensor, Tensor, Tensor]]
 
 SCHEMA = "(Tensor[] base, Tensor[] finetuned, int[] rank, str svd) -> Tensor[]"
 
@@ -40,7 +41,21 @@ def lowrank_sum_reference(base: list[Tensor], finetuned: list[Tensor], rank: lis
 
 
 def lowrank_sum_composed(base: list[Tensor], finetuned: list[Tensor], rank: list[int], svd: str) -> list[Tensor]:
-    """For GPUs: decompositions in batches of all tasks of matrices of one shape and rank; one product a matrix."""
+    """For GPUs, by torch's products."""
+
+    def factors(part: list[tuple[Tensor, list[Tensor]]], r: int) -> tuple[Tensor, Tensor, Tensor]:
+        return dense_factors(torch.stack([f.double() - b.double() for b, models in part for f in models]), r)
+
+    return sum_in_groups(base, finetuned, rank, factors)
+
+
+def sum_in_groups(base: list[Tensor], finetuned: list[Tensor], rank: list[int], factors: Factors) -> list[Tensor]:
+    """Decompositions in batches of all tasks of matrices of one shape and rank; one product a matrix.
+
+    Args:
+        base, finetuned, rank: The op's own, `finetuned` task-major [T * L].
+        factors: From (base, its T models) of some matrices and r to U [matrices * T, m, r], S and Vh.
+    """
     out = [torch.zeros_like(b, memory_format=torch.contiguous_format) for b in base]
     tasks = len(finetuned) // max(len(base), 1)
     alike: dict[tuple[torch.Size, int], list[int]] = defaultdict(list)
@@ -49,8 +64,7 @@ def lowrank_sum_composed(base: list[Tensor], finetuned: list[Tensor], rank: list
     step = max(1, GROUP // max(tasks, 1))
     parts = [part[j : j + step] for part in alike.values() for j in range(0, len(part), step)]
     for part in parts if tasks else ():
-        deltas = [f.double() - base[i].double() for i in part for f in finetuned[i :: len(base)]]
-        u, s, vh = leading_factors(torch.stack(deltas), rank[part[0]])
+        u, s, vh = factors([(base[i], finetuned[i :: len(base)]) for i in part], rank[part[0]])
         left = (u * s[:, None]).unflatten(0, (-1, tasks)).transpose(1, 2).flatten(2)  # [part, m, T r]
         for i, total in zip(part, left @ vh.unflatten(0, (-1, tasks)).flatten(1, 2), strict=True):
             out[i].copy_(total)
@@ -61,7 +75,9 @@ def lowrank_sum_fake(base: list[Tensor], finetuned: list[Tensor], rank: list[int
     return [torch.empty_like(b, memory_format=torch.contiguous_format) for b in base]
 
 
-OP = define_op("lowrank_sum", SCHEMA, lowrank_sum_reference, lowrank_sum_fake, composed=lowrank_sum_composed)
+OP = define_op(
+    "lowrank_sum", SCHEMA, lowrank_sum_reference, lowrank_sum_fake, triton=True, composed=lowrank_sum_composed
+)
 
 
 def lowrank_sum(

@@ -14,16 +14,17 @@ Two methods, both through the Gram matrix G of the shorter side, N = min(m, n), 
 D_r minimises ||D - D_r||_F; where s_r = s_{r+1} the minimiser is not unique, and two exact methods may
 differ.
 
-On CUDA tensors both methods are one, in float64 through torch: G and its eigenvectors, batched, and a QR of D times
-the leading ones, which gives the other side. The host waits once for cuSOLVER and once for the check of NaN.
-No Triton kernel is written: cuBLAS (torch.bmm) multiplies such batches on tensor cores, in float64 too, and all that a
-kernel of ours could save is half of a symmetric product, little beside the eigenvectors.
+On GPUs both methods are one, in float64: G and its eigenvectors, batched, and a QR of D times the leading ones, which
+gives the other side. The host waits once for cuSOLVER and once for the check of NaN. By default torch multiplies
+(cuBLAS), after a copy of D in float64; ``backend="triton"`` reads D as it is and computes half of the symmetric G.
 
 Not differentiable: the derivative grows as 1 / (s_i^2 - s_j^2), and nothing here needs it. One matrix is
 computed by one thread, so results do not depend on the thread count.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -39,38 +40,51 @@ METHODS = ("certified", "exact")
 def truncated_svd_reference(matrices: Tensor, rank: int, svd: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """LAPACK's full decomposition in float64, cut off; the last result, the excess bound [L], is zero."""
     u, s, vh = torch.linalg.svd(matrices.double(), full_matrices=False)
-    return _result(u[..., :rank], s[..., :rank], vh[..., :rank, :])
+    return svd_result(u[..., :rank], s[..., :rank], vh[..., :rank, :])
 
 
-def _result(u: Tensor, s: Tensor, vh: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """In float32, the largest entry of every row of Vh positive, with an excess of zero."""
-    flip = torch.where(vh.gather(-1, vh.abs().argmax(-1, keepdim=True)) < 0, -1.0, 1.0)  # [L, r, 1]
-    u, vh = u * flip.mT, vh * flip
-    return u.float().contiguous(), s.float().contiguous(), vh.float().contiguous(), s.new_zeros(len(s))
+def truncated_svd_composed(matrices: Tensor, rank: int, svd: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The whole batch by torch's products."""
+    return svd_result(*dense_factors(matrices.double(), rank))
 
 
-def leading_factors(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U [L, m, r], S [L, r] and Vh [L, r, n] of float64 matrices [L, m, n], for GPUs; signs as they come.
+def dense_factors(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`leading_factors` of float64 matrices [L, m, n] by torch's products."""
+    wide = matrices.shape[1] < matrices.shape[2]
+    tall = matrices.mT if wide else matrices
+    return leading_factors(tall.mT @ tall, lambda v: tall @ v, rank, wide=wide)
+
+
+def leading_factors(
+    gram: Tensor, project: Callable[[Tensor], Tensor], rank: int, *, wide: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """U [L, m, r], S [L, r] and Vh [L, r, n] of L matrices that are seen through products; signs as they come.
+
+    Args:
+        gram: G = A^T A, shape [L, N, N], float64, with A [L, M, N] the matrices, or their transposes if they are wide.
+        project: From V, shape [L, N, r], contiguous, to A V, shape [L, M, r], float64.
+        rank: r.
+        wide: Whether A are transposes.
 
     Raises:
         RuntimeError: If a matrix holds NaN or Inf.
     """
-    wide = matrices.shape[1] < matrices.shape[2]
-    tall = matrices.mT if wide else matrices  # [L, M, N]
-    v = torch.linalg.eigh(tall.mT @ tall).eigenvectors[..., -rank:].flip(-1)  # [L, N, r]
-    q, r = torch.linalg.qr(tall @ v)  # the columns are orthogonal but for rounding: r is diagonal
+    v = torch.linalg.eigh(gram).eigenvectors[..., -rank:].flip(-1).contiguous()
+    q, r = torch.linalg.qr(project(v))  # the columns are orthogonal but for rounding: r is diagonal
     s = r.diagonal(dim1=-2, dim2=-1)
     if not bool(s.isfinite().all()):
         raise RuntimeError("truncated_svd: a matrix holds NaN or Inf")
     q = q * torch.where(s < 0, -1.0, 1.0)[:, None]
     s = s.abs().cummin(-1).values  # rounding may exchange equal ones
-    s = torch.where(s > torch.finfo(s.dtype).eps * matrices.shape[-1] * s[:, :1], s, 0.0)
+    s = torch.where(s > torch.finfo(s.dtype).eps * gram.shape[-1] * s[:, :1], s, 0.0)
     return (v, s, q.mT) if wide else (q, s, v.mT)
 
 
-def truncated_svd_composed(matrices: Tensor, rank: int, svd: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`leading_factors` of the whole batch."""
-    return _result(*leading_factors(matrices.double(), rank))
+def svd_result(u: Tensor, s: Tensor, vh: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In float32, the largest entry of every row of Vh positive, with an excess of zero."""
+    flip = torch.where(vh.gather(-1, vh.abs().argmax(-1, keepdim=True)) < 0, -1.0, 1.0)  # [L, r, 1]
+    u, vh = u * flip.mT, vh * flip
+    return u.float().contiguous(), s.float().contiguous(), vh.float().contiguous(), s.new_zeros(len(s))
 
 
 def truncated_svd_fake(matrices: Tensor, rank: int, svd: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -80,7 +94,9 @@ def truncated_svd_fake(matrices: Tensor, rank: int, svd: str) -> tuple[Tensor, T
     return u, s, vh, matrices.new_empty(length, dtype=torch.float64)
 
 
-OP = define_op("truncated_svd", SCHEMA, truncated_svd_reference, truncated_svd_fake, composed=truncated_svd_composed)
+OP = define_op(
+    "truncated_svd", SCHEMA, truncated_svd_reference, truncated_svd_fake, triton=True, composed=truncated_svd_composed
+)
 
 
 def truncated_svd(

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskarith_fast import ops
-from taskarith_fast.ops._dual import add_tangents
 from taskarith_fast.ops.dual_attention import attention_tangent
 from taskarith_fast.ops.dual_gelu import gelu_tangent
 from taskarith_fast.ops.dual_glu import FORMS, glu_tangent
 from taskarith_fast.ops.dual_layer_norm import norm_tangent
 from taskarith_fast.ops.dual_linear import linear_tangent
+from taskarith_fast.ops.dual_patch_embed import patch_tangent
 from taskarith_fast.tangent.pair import NoRuleError, Pair, directions, paired, tangent_of, value_of
 
 Rule = Callable[..., Any]
@@ -38,15 +38,13 @@ def _trained(weight: Tensor) -> Tensor:
 def _conv2d(
     x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
-    options = (stride, padding, dilation, groups)
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     vx, vw = value_of(x), value_of(weight)
-    y = F.conv2d(vx, vw, value_of(bias), *options)
+    y = F.conv2d(vx, vw, value_of(bias), **options)
     tangents = []
     for t in range(directions([x, weight, bias])):
         dx, dw, db = (tangent_of(z, t) for z in (x, weight, bias))
-        dy = None if dx is None else F.conv2d(dx, vw, None, *options)
-        dy = dy if dw is None else add_tangents(dy, F.conv2d(vx, dw, None, *options))
-        tangents.append(dy if db is None else add_tangents(dy, db.to(y.dtype).view(-1, 1, 1).expand_as(y)))
+        tangents.append(patch_tangent(y, vx, dx, vw, dw, db, **options))
     return paired(y, tangents)
 
 

@@ -182,5 +182,10 @@ MUTANTS = [
     Mutant("third quarter is taken for the second", "kernels/_weight_gradient.py", "masked_wgrad_", "return first, second, third, fourth", "return first, third, second, fourth"),
     Mutant("tile's start is the tile's before", "kernels/_weight_gradient.py", "masked_wgrad_", "first = tl.load(starts + rows * (across + 1) + tile,", "first = tl.load(starts + rows * (across + 1) + tile // 2,"),
     Mutant("gradient is written, not added", "kernels/masked_wgrad_.py", "masked_wgrad_", "before + gradient[i]", "gradient[i]"),
+    Mutant("lower half of a Gram matrix is not written", "kernels/_gram.py", "truncated_svd", "        if top < left:\n", "        if top > left:\n"),
+    Mutant("matrices of a batch are taken for the first", "kernels/_gram.py", "truncated_svd", "(number % each).to(tl.int64)", "(number // each).to(tl.int64)"),
+    Mutant("inner sum of the projection ends early", "kernels/_gram.py", "truncated_svd", "for first in range(0, n, BLOCK_N):", "for first in range(0, n - BLOCK_N, BLOCK_N):"),
+    Mutant("base is added", "kernels/_gram.py", "lowrank_sum", "value -= load_double(base", "value += load_double(base"),
+    Mutant("tasks are taken for the first", "kernels/_gram.py", "lowrank_sum", "if tensor == t:", "if tensor > t:"),
     Mutant("second moment takes the gradient", "kernels/_adamw.py", "masked_wgrad_adamw_step_", "rounded_product(rest2, g), g, rounded", "rounded_product(rest2, g), m, rounded"),
 ]  # fmt: skip

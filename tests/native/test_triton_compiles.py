@@ -80,3 +80,5 @@ def test_kernels_fit_without_spills_and_use_tensor_cores(stem, capability, tmp_p
             assert usage.stack == usage.local == 0, f"{usage}: {case}"
         if re.search(r"tt\.dot .*tensor<\d+x\d+x(bf16|f16)>", found.asm["ttir"]):
             assert ("wgmma" if capability == 90 else "mma.sync") in found.asm["ptx"], case
+        if re.search(r"tt\.dot .*tensor<\d+x\d+xf64>", found.asm["ttir"]):
+            assert re.search(r"mma\.sync\S+\.f64", found.asm["ptx"]), case
