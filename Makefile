@@ -38,7 +38,7 @@ demo: install  ## Fine-tune, merge and evaluate on seven real tasks; writes demo
 test: install  ## Run the tests (at most 10 minutes)
 	$(PYTEST) -m "not slow"
 
-check: install lint  ## The slower suites: lint, slow tests, every operator on the reference alone
+check: install lint docs  ## The slower suites: lint, documentation, slow tests, every operator on the reference alone
 	$(PYTEST) -m slow
 	TASKARITH_BACKEND=reference $(PYTEST) tests/ops tests/merging -m "not slow"
 	$(BIN)/python -m benchmarks.roofline --check

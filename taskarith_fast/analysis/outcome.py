@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,9 +30,11 @@ class Check:
 
     @property
     def printed(self) -> str:
-        """The difference with its error."""
-        error = "" if self.stderr is None else f" ± {self.stderr:.2g}"
-        return f"{self.difference:+.3g}{error} {self.unit}".strip()
+        """The difference with its error, both to the error's second digit."""
+        if not self.stderr:
+            return f"{self.difference:+.3g}{'' if self.stderr is None else ' ± 0'} {self.unit}".strip()
+        decimals = max(0, 1 - math.floor(math.log10(self.stderr)))
+        return f"{self.difference:+.{decimals}f} ± {self.stderr:.{decimals}f} {self.unit}".strip()
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ CASE = OpCase(
     samples={
         "odd sizes": _sample(SHAPES, 3),
         "eight tasks": _sample([(129, 33)], 8),
+        "seventeen tasks": _sample([(67,), (3,)], 17),
         "one task": _sample(SHAPES, 1),
         "no task": _sample(SHAPES, 0),
         "empty tensors": _sample([(0,), (3, 0), (5,)], 2),

@@ -47,6 +47,7 @@ CASE = OpCase(
     op=OP,
     samples={
         "odd sizes": _sample(SHAPES, 3),
+        "seventeen tasks": _sample([(67,), (3,)], 17),
         "one task": _sample(SHAPES, 1),
         "no task": _sample(SHAPES, 0),
         "nine tasks": _sample([(129, 33)], 9),

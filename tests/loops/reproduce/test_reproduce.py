@@ -168,6 +168,24 @@ def test_verdicts(difference, stderr, verdict):
     assert Check("a statement", difference, stderr).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("difference", "stderr", "printed"),
+    [
+        (2.25, 1.17, "+2.2 ± 1.2"),
+        (1.5, 1.013, "+1.5 ± 1.0"),
+        (-0.125, 0.22, "-0.12 ± 0.22"),
+        (123.4, 31.7, "+123 ± 32"),
+    ],
+)
+def test_a_difference_has_the_digits_of_its_error(difference, stderr, printed):
+    assert Check("a statement", difference, stderr, unit="").printed == printed
+
+
+def test_a_difference_without_an_error_says_none():
+    assert Check("a statement", 1.5, None, unit="").printed == "+1.5"
+    assert Check("a statement", 1.5, 0.0, unit="points").printed == "+1.5 ± 0 points"
+
+
 def test_wrong_arguments_are_one_line(tmp_path):
     with pytest.raises(ArgumentError, match=r"did you mean 'talos/table1'"):
         reproduce("talos/tabel1", tmp_path)
