@@ -1,9 +1,10 @@
-"""The HTML page of a reproduced table or figure."""
+"""The HTML page of a reproduced table or figure, and the page that lists them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskarith_fast.analysis.outcome import Outcome
@@ -44,3 +45,29 @@ def render_reproduction(
         peak_mb=peak_mb,
         facts=json.dumps(facts, indent=1, ensure_ascii=False),
     )
+
+
+def render_index(documents: Sequence[Mapping[str, Any]], captions: Mapping[str, str]) -> str:
+    """Render the list of pages.
+
+    Args:
+        documents: What `run_entry` wrote beside each page, in the order of the list.
+        captions: Entry -> what it shows.
+
+    Returns:
+        A complete HTML document, with links to the pages beside it.
+    """
+    entries = []
+    for document in documents:
+        verdicts = Counter(check["verdict"] for check in document["checks"])
+        entries.append({
+            "name": document["name"],
+            "page": document["name"].replace("/", "-") + ".html",
+            "holds": verdicts["holds"],
+            "undecided": verdicts["undecided"],
+            "fails": verdicts["does not hold"],
+            "papers": document["papers_protocol"],
+            "seconds": sum(stage["seconds"] for stage in document["stages"]),
+            "caption": captions[document["name"]],
+        })  # fmt: skip
+    return render("reproduce_index.html.j2", entries=entries)

@@ -13,7 +13,7 @@ from taskarith_fast.analysis.figures import all_figures
 from taskarith_fast.analysis.figures_theme import axes_of, in_both
 from taskarith_fast.analysis.outcome import Check, Outcome, Table
 from taskarith_fast.analysis.report import render_report
-from taskarith_fast.analysis.reproduce_page import render_reproduction
+from taskarith_fast.analysis.reproduce_page import render_index, render_reproduction
 from taskarith_fast.analysis.sweep_page import render_sweep
 
 from .conftest import invented_results
@@ -64,6 +64,20 @@ def reproduced():
     )  # fmt: skip
 
 
+def listed():
+    names = ("cart/figure1", "talos/table1", "jin/table2")
+    documents = [
+        {
+            "name": name,
+            "checks": [{"verdict": "holds"}] * i,
+            "papers_protocol": False,
+            "stages": [{"seconds": 10.0 * i}],
+        }
+        for i, name in enumerate(names)
+    ]
+    return render_index(documents, dict.fromkeys(names, "an invented caption, " * 8))
+
+
 def swept():
     points = [
         {"method": "ties", "scale": s, "mean": m, "normalized": None, "mean_stderr": 0.01, "line": "ties",
@@ -78,7 +92,7 @@ def report():
     return render_report(results, all_figures(results))
 
 
-PAGES = {"reproduce": reproduced, "sweep": swept, "report": report}
+PAGES = {"reproduce": reproduced, "index": listed, "sweep": swept, "report": report}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +127,7 @@ def test_page_in_a_browser(name, width, dark, pages, tmp_path):
     assert seen["dark"] == dark
     assert seen["contrast"] > 7
     assert seen["requests"] == []
-    assert seen["broken"] == 0 and (seen["images"] > 0 or name == "sweep")
+    assert seen["broken"] == 0 and (seen["images"] > 0 or name in ("sweep", "index"))
     values = [[float(re.match(r"\S+", text.strip())[0]) for text in seen[way]] for way in ("down", "up")]
     assert values[0] == sorted(values[0], reverse=True) and values[1] == sorted(values[1])
     assert len(set(values[0])) > 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from taskarith_fast.analysis.reproduce_page import render_reproduction
+from taskarith_fast.analysis.reproduce_page import render_index, render_reproduction
 from taskarith_fast.analysis.results import write_text
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.demo import make_folder
@@ -47,7 +47,7 @@ def reproduce(
         device, threads: As for `run_demo`.
 
     Returns:
-        Path of the page; beside it lies the outcome as JSON.
+        Path of the page; beside it lie the outcome as JSON, and `index.html`, which lists all pages of the folder.
 
     Raises:
         ArgumentError: If there is no such entry, or an argument is out of its domain.
@@ -108,7 +108,15 @@ def run_entry(name: str, settings: Sequence[Setting], out: Path) -> Path:
     }
     write_text(out / f"{stem}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     write_text(out / f"{stem}.html", page)
+    _write_index(out)
     return out / f"{stem}.html"
+
+
+def _write_index(out: Path) -> None:
+    """List the pages of a folder in `index.html`, in the order of the papers."""
+    files = [out / f"{name.replace('/', '-')}.json" for name in ENTRIES]
+    documents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    write_text(out / "index.html", render_index(documents, {name: e.caption for name, e in published().items()}))
 
 
 def _named(encoder: str | None) -> dict[str, str]:

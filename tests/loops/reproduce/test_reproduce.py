@@ -94,6 +94,17 @@ def test_models_are_shared_between_entries(setting, folder):
     assert not [name for name in new if name.startswith(("probe-", "finetune-"))]
 
 
+def test_the_index_lists_the_pages_of_the_folder_with_their_verdicts(setting, tmp_path):
+    (tmp_path / "index.html").write_text("an older one")
+    for name in ("cart/figure5", "cart/figure1"):
+        run_entry(name, [setting], tmp_path)
+    index = (tmp_path / "index.html").read_text()
+    assert re.findall(r'href="([^"]+)"', index) == ["cart-figure1.html", "cart-figure5.html"]
+    document = json.loads((tmp_path / "cart-figure1.json").read_text())
+    held = sum(check["verdict"] == "holds" for check in document["checks"])
+    assert f"cart/figure1</a></td><td>{held}</td>" in index
+
+
 def test_every_published_table_and_figure_has_an_entry():
     assert ENTRIES.keys() == published().keys()
     assert len(entry_lines()) == len(published())
