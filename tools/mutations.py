@@ -33,7 +33,7 @@ from tests.native.mutants import MUTANTS, Mutant  # noqa: E402
 PROCESSES = multiprocessing.get_context("forkserver")  # its children have torch imported, but not Triton
 PROCESSES.set_forkserver_preload(["torch", "pytest"])
 FLAGS = ["-O1", "-w"]
-LIMIT = 60  # seconds of one processor; a mutant that hangs is noticed, too
+LIMIT = 150  # seconds of one processor; a mutant that hangs is noticed, too
 CUDA_TESTS = ["tests/ops/test_contract.py", "tests/ops/test_cuda_kernels.py", "tests/ops/test_sparse_steps.py"]
 CUDA_TESTS += ["tests/native/test_emulation.py"]
 
