@@ -356,7 +356,7 @@ def sweep(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="A table or figure that --list shows: talos/table1.", show_default=False)] = "",
+    name: Annotated[str, typer.Argument(help="A table or figure that --list shows (talos/table1), those of a paper (talos), or all.", show_default=False)] = "",
     out: Annotated[Path, typer.Option(help="Folder of pages; finished stages in it are reused, by other entries too.")] = Path("reproduce"),
     data: Annotated[Path | None, typer.Option(help="Folder with the papers' eight datasets: run the paper's own protocol. Without it, the same on the shipped tasks.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Another encoder than the paper's, or than the shipped one; several with commas between, for entries that compare encoders.")] = None,
@@ -367,14 +367,18 @@ def reproduce(
     show: Annotated[bool, typer.Option("--list", help="Show every table and figure.")] = False,
 ) -> None:  # fmt: skip
     """Reproduce a table or figure of the papers: published numbers beside ours, and whether the claim holds here."""
-    from taskarith_fast.loops.reproduce.run import entry_lines
+    from taskarith_fast.loops.reproduce.run import entries_named, entry_lines
     from taskarith_fast.loops.reproduce.run import reproduce as run
 
     if show or not name:
         print("\n".join(entry_lines()))
         return
-    page = run(name, out, data=data, encoder=encoder, quick=quick, seeds=seeds, device=device, threads=threads)
-    print(f"page: {page}")
+    names = entries_named(name, encoder)
+    for entry in names:
+        page = run(entry, out, data=data, encoder=encoder, quick=quick, seeds=seeds, device=device, threads=threads)
+        print(f"page: {page}", flush=True)
+    if len(names) > 1:
+        print(f"index: {out / 'index.html'}")
 
 
 @app.command()

@@ -30,6 +30,29 @@ def entry_lines() -> list[str]:
     return [f"{name:16s} {entry.caption}" for name, entry in found.items()]
 
 
+def entries_named(word: str, encoder: str | None = None) -> list[str]:
+    """The entries that a word names: one, those of a paper ("cart"), or "all".
+
+    Args:
+        word: What a user asks for.
+        encoder: As for `reproduce`: several are for entries that compare encoders.
+
+    Raises:
+        ArgumentError: If there is none, or one of them compares no encoders and `encoder` names several.
+    """
+    names = [name for name in ENTRIES if word in ("all", name, name.partition("/")[0])]
+    if not names:
+        close = difflib.get_close_matches(word, ENTRIES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "taskarith reproduce --list shows them"
+        raise ArgumentError(
+            f"name must be a table or figure such as talos/table1, a paper, or all; got {word!r}; {hint}"
+        )
+    alone = next((name for name in names if not ENTRIES[name].axis), None)
+    if alone and len(_named(encoder)) > 1:
+        raise ArgumentError(f"encoder must be one name: {alone} compares no encoders, got {encoder!r}")
+    return names
+
+
 def reproduce(
     name: str, out: Path, *, data: Path | None = None, encoder: str | None = None, quick: bool = False, seeds: int = 1,
     device: str = "auto", threads: int = 0,
@@ -53,13 +76,11 @@ def reproduce(
         ArgumentError: If there is no such entry, or an argument is out of its domain.
         DataError, CheckpointError: If `data` lacks a dataset, or weights are missing.
     """
-    if name not in ENTRIES:
-        raise ArgumentError(_unknown(name))
+    if entries_named(name, encoder) != [name]:
+        raise ArgumentError(f"name must be one table or figure, got {name!r}")
     if seeds < 1 or threads < 0:
         raise ArgumentError(f"seeds must be at least 1 and threads at least 0, got {seeds} and {threads}")
     entry = ENTRIES[name]
-    if len(_named(encoder)) > 1 and not entry.axis:
-        raise ArgumentError(f"encoder must be one name: {name} compares no encoders, got {encoder!r}")
     with limit_threads(threads or None):
         common: dict[str, Any] = {"seeds": seeds, "device": device}
         if data is not None:
@@ -127,9 +148,3 @@ def _named(encoder: str | None) -> dict[str, str]:
 def _papers_encoders(entry: Entry) -> dict[str, str]:
     """What the paper ran an entry on: what it calls an encoder -> its name here."""
     return {label: PAPER[label] for label in AXES[entry.axis]} if entry.axis else {entry.encoder: entry.encoder}
-
-
-def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, ENTRIES, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "; taskarith reproduce --list shows them"
-    return f"name must be a table or figure such as talos/table1, got {name!r}{hint}"

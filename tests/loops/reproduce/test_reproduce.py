@@ -18,7 +18,7 @@ from taskarith_fast.loops.reproduce import curves, encoders
 from taskarith_fast.loops.reproduce.bench import Bench
 from taskarith_fast.loops.reproduce.entries import ENTRIES
 from taskarith_fast.loops.reproduce.published import published
-from taskarith_fast.loops.reproduce.run import entry_lines, reproduce, run_entry
+from taskarith_fast.loops.reproduce.run import entries_named, entry_lines, reproduce, run_entry
 from taskarith_fast.loops.reproduce.setting import Setting, Variant, papers, shipped, words_of
 from taskarith_fast.loops.stages import Store
 from tests.loops.tiny import digits, vit
@@ -197,7 +197,19 @@ def test_a_difference_without_an_error_says_none():
     assert Check("a statement", 1.5, 0.0, unit="points").printed == "+1.5 ± 0 points"
 
 
+def test_a_word_names_an_entry_a_paper_or_all():
+    assert entries_named("cart/figure1") == ["cart/figure1"]
+    assert entries_named("jin") == [name for name in ENTRIES if name.startswith("jin/")]
+    assert entries_named("all") == list(ENTRIES)
+    with pytest.raises(ArgumentError, match="encoder must be one name: hazimeh/table"):
+        entries_named("hazimeh", "a,b")
+    with pytest.raises(ArgumentError, match="got 'figure1'"):
+        entries_named("figure1")
+
+
 def test_wrong_arguments_are_one_line(tmp_path):
+    with pytest.raises(ArgumentError, match="name must be one table or figure, got 'cart'"):
+        reproduce("cart", tmp_path)
     with pytest.raises(ArgumentError, match=r"did you mean 'talos/table1'"):
         reproduce("talos/tabel1", tmp_path)
     with pytest.raises(ArgumentError, match="encoder must be one name: talos/table1 compares no encoders"):
