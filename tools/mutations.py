@@ -33,7 +33,7 @@ from tests.native.mutants import MUTANTS, Mutant  # noqa: E402
 PROCESSES = multiprocessing.get_context("forkserver")  # its children have torch imported, but not Triton
 PROCESSES.set_forkserver_preload(["torch", "pytest"])
 FLAGS = ["-O1", "-w"]
-LIMIT = 150  # seconds of one processor; a mutant that hangs is noticed, too
+LIMIT, INTERPRETED_LIMIT = 60, 200  # seconds of one processor; a mutant that hangs is noticed, too
 CUDA_TESTS = ["tests/ops/test_contract.py", "tests/ops/test_cuda_kernels.py", "tests/ops/test_sparse_steps.py"]
 CUDA_TESTS += ["tests/native/test_emulation.py"]
 
@@ -64,11 +64,16 @@ def apply(mutant: Mutant, tree: Path) -> None:
     path.write_text(text.replace(mutant.old, mutant.new))
 
 
+def limit_of(environment: dict[str, str]) -> int:
+    return INTERPRETED_LIMIT if "TRITON_INTERPRET" in environment else LIMIT
+
+
 def pytest_in(tree: Path, arguments: list[str], environment: dict[str, str], log: Path) -> None:
     """Run pytest on the copy, in a process that has imported torch but nothing of this repository that is used."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "tools", "taskarith_fast")]:
         del sys.modules[name]
-    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 1))
+    limit = limit_of(environment)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
     os.environ.update(environment)
     os.chdir(tree)
     sys.path.insert(0, str(tree))
@@ -98,7 +103,7 @@ def run_tests(mutant: Mutant, tree: Path, flags: list[str]) -> Verdict:
     process.start()
     process.join()
     if process.exitcode == -signal.SIGXCPU:
-        return Verdict(True, f"hangs: {LIMIT} s of a processor")
+        return Verdict(True, f"hangs: {limit_of(environment)} s of a processor")
     output = log.read_text() if log.exists() else ""
     failed = re.search(r"^FAILED \S*/(\S+::.*)$", output, re.MULTILINE)
     if process.exitcode == 1 and failed:

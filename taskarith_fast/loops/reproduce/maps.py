@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,6 @@ from taskarith_fast.loops.reproduce.published import Published
 from taskarith_fast.loops.reproduce.study import in_points, split_by_task
 from taskarith_fast.loops.statistics import Correct
 
-_QUICK_POINTS = 5
-
 
 def disentanglement(
     bench: Bench, published: Published, *, recipes: Sequence[str], reach: float, points: int,
@@ -26,7 +25,7 @@ def disentanglement(
 ) -> Outcome:  # fmt: skip
     """The error of each recipe on a grid; `less` are pairs of recipes of which the first has the lower error."""
     if bench.quick:
-        points = _QUICK_POINTS
+        points = 2 * math.ceil(reach) + 1  # whole scales: nine points lie in [-1, 1]²
     tasks = [bench.tasks[t] for t in pair]
     figures: dict[str, Themed] = {}
     checks, lines = [], []
