@@ -18,7 +18,7 @@ from taskarith_fast.loops.analyze import analyze
 from taskarith_fast.loops.analyze_inputs import Inputs
 from taskarith_fast.loops.demo import run_stages
 from taskarith_fast.loops.demo_plan import Branch, Plan, make_plan
-from taskarith_fast.loops.demo_stages import Workshop
+from taskarith_fast.loops.demo_stages import Workshop, train_encoder
 from taskarith_fast.loops.reproduce.published import Published
 from taskarith_fast.loops.reproduce.setting import Setting
 from taskarith_fast.loops.reproduce.study import Study
@@ -81,6 +81,30 @@ class Bench:
         found = artefacts[stage.key]
         arrays = {name: np.array(value, dtype=str) for name, value in found.facts["names"].items()}
         return arrays | {name: found.tensors[name].numpy() for name in found.tensors}
+
+    def step_seconds(self, *recipes: str, rounds: int = 3, steps: int = 5) -> dict[str, list[dict[str, float]]]:
+        """Seconds of an optimizer step's parts, `rounds` times by recipe, measured now and in turn.
+
+        What finished stages say was measured when they were made, on a machine as busy as it was then.
+        """
+        _, plan = self._plan(recipes, {})
+        task = self.tasks[0]
+        stages: dict[str, Stage[Workshop]] = {}
+        for branch in plan.branches:
+            stages.setdefault(branch.recipe, branch.stages[f"finetune/{task}"])
+        artefacts, _ = self._run(plan, [source for stage in stages.values() for source in stage.inputs.values()])
+        found: dict[str, list[dict[str, float]]] = {recipe: [] for recipe in recipes}
+        for _ in range(rounds):
+            for recipe, stage in stages.items():
+                config = dataclasses.replace(self._recipe(recipe), steps=steps, epochs=None, warmup=0)
+                inputs = {name: artefacts[source.key] for name, source in stage.inputs.items()}
+                found[recipe].append(train_encoder(self.shop, inputs, task=task, config=config)[0]["step_seconds"])
+        return found
+
+    def steps(self, recipe: str) -> int:
+        """Optimizer steps of all fine-tuning by a recipe in the stages that were needed."""
+        made = (artefact.facts for name, artefact in self.cost.items() if f"finetune-{recipe}-" in name)
+        return sum(int(facts["steps"]) for facts in made)
 
     def _plan(self, recipes: Sequence[str], changes: Mapping[str, Any]) -> tuple[Any, Plan]:
         chosen = {key: self._recipe(key) for key in recipes}

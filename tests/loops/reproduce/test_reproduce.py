@@ -105,6 +105,17 @@ def test_the_index_lists_the_pages_of_the_folder_with_their_verdicts(setting, tm
     assert f"cart/figure1</a></td><td>{held}</td>" in index
 
 
+def test_times_are_taken_in_turn_when_an_entry_runs_not_from_stages(setting, folder):
+    bench = Bench(setting, Store(folder / "stages"))
+    seconds = bench.step_seconds("full", "talos", rounds=2, steps=2)
+    assert [len(rounds) for rounds in seconds.values()] == [2, 2]
+    assert all(laps["forward_backward"] > 0 and laps["step"] > 0 for rounds in seconds.values() for laps in rounds)
+    assert not bench.steps("full")  # the models themselves were not needed
+    for name in ("talos/table3", "talos/table4"):
+        found = document(name, [setting], folder)
+        assert all(check["stderr"] is not None for check in found["checks"])
+
+
 def test_every_published_table_and_figure_has_an_entry():
     assert ENTRIES.keys() == published().keys()
     assert len(entry_lines()) == len(published())
