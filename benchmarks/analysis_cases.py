@@ -71,16 +71,14 @@ def disentanglement(
     def written(model: nn.Module, tau: TaskVector) -> None:
         model.load_state_dict(tau.apply(base))
 
-    lin: Any = linearize(encoder) if linearized else None
-    model = copy.deepcopy(encoder)
+    def loaded(model: Any, tau: TaskVector) -> None:
+        model.load_tau(tau)
 
-    def some_rows() -> np.ndarray:
-        if linearized:
-            return loop(scales[:rows], lambda model, tau: model.load_tau(tau), lin)
-        return loop(scales[:rows], written, model)
-
+    model, move = (linearize(encoder), loaded) if linearized else (copy.deepcopy(encoder), written)
     tokens = (size // 14) ** 2 + 1
     forward = 2 * images * tokens * depth * 12 * 384 * 384
     flops = 2 * 5 * forward if linearized else (2 * points + 2 * points**2) * forward
     name = f"straightforward loop, {rows} row{'s' * (rows > 1)} of {points}"
-    return Contest(ours={"taskarith_fast": ours}, baselines={name: some_rows}, flops=flops)
+    return Contest(
+        ours={"taskarith_fast": ours}, baselines={name: lambda: loop(scales[:rows], move, model)}, flops=flops
+    )

@@ -68,12 +68,8 @@ def lowrank_sum(layers: list[tuple[int, int]] = MATRICES[:4], tasks: int = 8) ->
     ranks = [max(1, int(0.08 * min(s))) for s in layers]
 
     def one_by_one() -> list[Tensor]:
-        sums = [torch.zeros_like(b) for b in base]
-        for model in finetuned:
-            for total, b, x, rank in zip(sums, base, model, ranks, strict=True):
-                u, s, vh = torch.linalg.svd(x - b, full_matrices=False)
-                total += (u[:, :rank] * s[:rank]) @ vh[:rank]
-        return sums
+        deltas = ([x - b for x, b in zip(model, base, strict=True)] for model in finetuned)
+        return op_cases.sum_of_svds(base, deltas, ranks)
 
     return Contest(
         ours={

@@ -47,6 +47,11 @@ def render_reproduction(
     )
 
 
+def stem_of(name: str) -> str:
+    """What the files of an entry are called."""
+    return name.replace("/", "-")
+
+
 def render_index(documents: Sequence[Mapping[str, Any]], captions: Mapping[str, str]) -> str:
     """Render the list of pages.
 
@@ -62,7 +67,7 @@ def render_index(documents: Sequence[Mapping[str, Any]], captions: Mapping[str, 
         verdicts = Counter(check["verdict"] for check in document["checks"])
         entries.append({
             "name": document["name"],
-            "page": document["name"].replace("/", "-") + ".html",
+            "page": f"{stem_of(document['name'])}.html",
             "holds": verdicts["holds"],
             "undecided": verdicts["undecided"],
             "fails": verdicts["does not hold"],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from taskarith_fast.analysis.reproduce_page import render_index, render_reproduction
+from taskarith_fast.analysis.reproduce_page import render_index, render_reproduction, stem_of
 from taskarith_fast.analysis.results import write_text
 from taskarith_fast.errors import ArgumentError
 from taskarith_fast.loops.demo import make_folder
@@ -112,7 +112,7 @@ def run_entry(name: str, settings: Sequence[Setting], out: Path) -> Path:
             for stage, cost in costs.items()
         ],
     }
-    stem = name.replace("/", "-")
+    stem = stem_of(name)
     page = render_reproduction(
         name=name, caption=paper.caption, source=paper.source, claim=entry.claim, setting=words_of(settings),
         papers=settings[0].papers, outcome=outcome, seconds=sum(cost.seconds for cost in costs.values()),
@@ -135,7 +135,7 @@ def run_entry(name: str, settings: Sequence[Setting], out: Path) -> Path:
 
 def _write_index(out: Path) -> None:
     """List the pages of a folder in `index.html`, in the order of the papers."""
-    files = [out / f"{name.replace('/', '-')}.json" for name in ENTRIES]
+    files = [out / f"{stem_of(name)}.json" for name in ENTRIES]
     documents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     write_text(out / "index.html", render_index(documents, {name: e.caption for name, e in published().items()}))
 
